@@ -1,0 +1,53 @@
+# Everything runs from a virtual environment that these targets make themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-long lint types bench format schemas clean
+
+help: ## Show this list
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Install delta-sink and everything its tests need into .venv
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("delta-sink needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: install python3-venv (Debian, Ubuntu)"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the main job on embedded parts: records in, a Delta table out, the audit
+	@$(BIN)/delta-sink demo
+
+test: $(STAMP) ## Run all tests that fit in a quarter of an hour
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+
+test-fast: $(STAMP) ## Run the tests that need no processes and no servers
+	$(BIN)/python -m pytest -n 2 -m "not long and not process"
+
+test-long: $(STAMP) ## Run every test, the long ones too
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(STAMP) ## Check style and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(STAMP) ## Check types (mypy strict)
+	$(BIN)/mypy
+
+bench: $(STAMP) ## Measure the commit path, as ratios within one run
+	$(BIN)/python -m benchmarks
+
+format: $(STAMP) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schemas: $(STAMP) ## Write the JSON Schema of the configuration file anew
+	$(BIN)/python -m delta_sink.config > schemas/config.schema.json
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
