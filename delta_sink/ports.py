@@ -214,9 +214,7 @@ class Broker(Protocol):
         """Return the topics of these names, or whose whole name matches, that exist; by name."""
         ...
 
-    def offsets(
-        self, partitions: Sequence[TopicPartition], at: At
-    ) -> dict[TopicPartition, int]:
+    def offsets(self, partitions: Sequence[TopicPartition], at: At) -> dict[TopicPartition, int]:
         """Return an offset for each partition. A time after the last record gives the end.
 
         The end is the last stable offset: where a reader of committed records stops.

@@ -1,0 +1,531 @@
+"""The source: a member of a Kafka consumer group, through librdkafka.
+
+Theory of operation. One thread owns a `KafkaConsumer`; librdkafka fetches ahead in its own
+threads and calls back only inside `poll`. A partition is in one of three states here:
+
+* *not ours*: whatever arrives of it is dropped;
+* *ours, not read* (`_owned`): assigned to us, paused, and whatever arrives is dropped;
+* *read* (`_reading`): `start` named an offset; what arrives from there on is returned.
+
+`Assigned`, `Revoked`, `start`, `stop` and `OffsetGone` are the only transitions. A rebalance
+callback does no more than tell librdkafka yes, note the change and pause what is new. Where
+reading begins is decided outside, by `start`, which seeks: librdkafka numbers every seek and
+pause, and drops what it fetched under an older number, so that no older record follows. Where it
+cannot seek (after an offset that is gone it has given the partition up; right after an assignment
+it may not have begun with it) the partition is assigned anew at the end of the next `poll`, when
+no callback is waiting.
+
+`offset_next` of a batch is the last record's offset + 1, or, where that is higher, the offset that
+came with the end-of-partition event of the same poll: it lies behind transaction markers and
+aborted records, which are never returned.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from types import NoneType
+from typing import Any, Final
+
+from confluent_kafka import Consumer as Client
+from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import TopicPartition as Place
+
+from delta_sink.adapters.kafka_client import is_refusal, make_client, refusal, said
+from delta_sink.adapters.kafka_topics import TopicWatch
+from delta_sink.errors import FatalError
+from delta_sink.model import Header, Records, TopicPartition
+from delta_sink.ports import (
+    Assigned,
+    ConsumerEvent,
+    OffsetGone,
+    Polled,
+    Revoked,
+    Telemetry,
+    Waiting,
+)
+from delta_sink.telemetry import GROUP_COMMIT_FAILED, GROUP_COMMIT_FAILURES, LIBRARY_LOGGED
+
+CLOSE_MS_MAX: Final = 10_000
+"""How long `close` waits for the group's coordinator before it lets the session time out."""
+
+UNREADABLE_TRIES_MAX: Final = 5
+"""How often the same offset is fetched again after an answer that cannot be read."""
+
+WAITING_AGAIN_MS: Final = 60_000
+"""The same reason to wait is not told twice within this time."""
+
+_MIB: Final = 1 << 20
+_UNKNOWN: Final = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerColumns:
+    """Which columns of `Records` are filled beside offsets and values: each costs time."""
+
+    timestamps: bool = False
+    keys: bool = False
+    headers: bool = False
+
+
+@dataclass(slots=True)
+class _Reading:
+    """How far a partition was returned since its last `start`."""
+
+    offset_next: int
+    is_fresh: bool = True
+    tries: int = 0
+
+
+class KafkaConsumer:
+    """`ports.Consumer` on librdkafka. Only the thread that made it may call it."""
+
+    def __init__(
+        self,
+        config: Mapping[str, str],
+        *,
+        group: str,
+        topics: Sequence[str],
+        pattern: str | None,
+        columns: ConsumerColumns,
+        queue_bytes_max: int,
+        telemetry: Telemetry,
+    ) -> None:
+        """Join `group` for `topics`, or for the topics whose whole name matches `pattern`.
+
+        Args:
+            config: librdkafka's keys as the user wrote them; they win over our defaults, but
+                not over the keys that exactly-once rests on.
+            group: the consumer group.
+            topics: names; they may not exist yet.
+            pattern: a Python regular expression, instead of `topics`. Topics that appear later
+                and match are read too, within seconds.
+            columns: what `Records` should carry.
+            queue_bytes_max: what librdkafka may hold fetched, for all partitions together. One
+                fetch may overshoot it by half.
+            telemetry: for librdkafka's log lines and failed commits.
+
+        Raises:
+            ConfigError: librdkafka refuses a key or a value.
+        """
+        assert bool(topics) != bool(pattern), "either topics or a pattern"
+        self._brokers = config.get("bootstrap.servers", "")
+        self._topics = list(topics)
+        self._columns = columns
+        self._telemetry = telemetry
+        self._is_incremental = _is_incremental(config)
+        self._owned: set[TopicPartition] = set()
+        self._reading: dict[TopicPartition, _Reading] = {}
+        self._unstarted: set[TopicPartition] = set()
+        self._events: list[ConsumerEvent] = []
+        self._refused: FatalError | None = None
+        self._waiting_since_ms: dict[str, int] = {}
+        settings = consumer_settings(config, group=group, queue_bytes_max=queue_bytes_max)
+        settings |= {"error_cb": self._on_error, "on_commit": self._on_commit}
+        self._client: Any = make_client(Client, settings, telemetry)
+        self._watch = None if pattern is None else TopicWatch(self._client, pattern)
+        if self._topics:
+            self._subscribe()
+
+    def poll(self, records_max: int, timeout_ms: int) -> Polled:
+        """Return what has arrived within `timeout_ms`: at most `records_max` records.
+
+        It returns when there are `records_max`, else after `timeout_ms`, which therefore bounds
+        the age of what it returns.
+
+        Raises:
+            FatalError: the group, a topic or the credentials are refused for good, or the same
+                offset could not be read `UNREADABLE_TRIES_MAX` times.
+        """
+        if self._watch is not None:
+            self._follow_pattern(self._watch)
+        timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
+        records = self._taken(self._client.consume(records_max, timeout_s))
+        if self._unstarted:
+            self._assign_anew()
+        if self._refused is not None:
+            raise self._refused
+        events = tuple(self._events)
+        self._events.clear()
+        return Polled(events, records)
+
+    def start(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Read each of these assigned partitions from its offset on; no older record follows."""
+        ours = {tp: offset for tp, offset in offsets.items() if tp in self._owned}
+        for tp, offset in ours.items():
+            assert offset >= 0, f"{tp}: offset {offset}"
+            self._reading[tp] = _Reading(offset)
+            if tp in self._unstarted or not self._seek(tp, offset):
+                self._unstarted.add(tp)
+        if ours:
+            self._client.resume([Place(tp.topic, tp.partition) for tp in ours])
+
+    def stop(self, partitions: Sequence[TopicPartition]) -> None:
+        """Deliver nothing more of these assigned partitions until `start`; keep them."""
+        ours = [tp for tp in partitions if tp in self._owned]
+        for tp in ours:
+            self._reading.pop(tp, None)
+        self._pause(ours)
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Tell the group these next offsets. Asynchronous; a failure is counted and logged."""
+        if not offsets:
+            return
+        places = [Place(tp.topic, tp.partition, offset) for tp, offset in offsets.items()]
+        try:
+            self._client.commit(offsets=places, asynchronous=True)
+        except KafkaException as error:
+            self._count_failed_commit(error.args[0])
+
+    def rejoin(self) -> None:
+        """Leave the group and join again. The partitions are gone; `Revoked` is not returned."""
+        self._forget(self._owned.copy())
+        self._client.unsubscribe()
+        self._subscribe()
+
+    def close(self) -> None:
+        """Leave the group and free everything, within `CLOSE_MS_MAX` even if no broker answers."""
+        if self._watch is not None:
+            self._watch.close()
+        self._forget(self._owned.copy())
+        closer = threading.Thread(target=self._client.close, name="kafka-close", daemon=True)
+        closer.start()
+        closer.join(CLOSE_MS_MAX / 1000)
+
+    # --- the group ---
+
+    def _subscribe(self) -> None:
+        if self._topics:
+            self._client.subscribe(
+                self._topics,
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+
+    def _follow_pattern(self, watch: TopicWatch) -> None:
+        names = watch.names()
+        if names is None or names == self._topics:
+            if names == []:
+                self._wait_for(
+                    f"waiting for a topic that matches {watch.pattern!r}: there is none yet"
+                )
+            return
+        self._topics = names
+        if names:
+            self._subscribe()
+        else:
+            self._client.unsubscribe()
+
+    def _on_assign(self, _client: object, places: list[Place]) -> None:
+        """Accept the partitions and pause them. Must not raise: see `_answered`."""
+        tps = [TopicPartition(place.topic, place.partition) for place in places]
+        # Any offset will do, since nothing is read before `start`; without one librdkafka would
+        # ask for the group's committed offset and read from there.
+        begin = [Place(tp.topic, tp.partition, 0) for tp in tps]
+        self._owned.update(tps)
+        assign = self._client.incremental_assign if self._is_incremental else self._client.assign
+        if self._answered(assign, begin):
+            self._pause(tps)
+        if tps:
+            self._events.append(Assigned(tuple(sorted(tps))))
+            self._waiting_since_ms.clear()
+
+    def _on_revoke(self, _client: object, places: list[Place]) -> None:
+        self._give_up(places, lost=False)
+
+    def _on_lost(self, _client: object, places: list[Place]) -> None:
+        self._give_up(places, lost=True)
+
+    def _give_up(self, places: list[Place], *, lost: bool) -> None:
+        gone = self._forget({TopicPartition(place.topic, place.partition) for place in places})
+        if gone:
+            self._events.append(Revoked(tuple(sorted(gone)), lost))
+        if self._is_incremental:
+            self._answered(self._client.incremental_unassign, places)
+        else:
+            self._answered(lambda _places: self._client.unassign(), places)
+
+    def _forget(self, tps: set[TopicPartition]) -> set[TopicPartition]:
+        """Make these partitions not ours; return those that were."""
+        gone = tps & self._owned
+        self._owned -= gone
+        self._unstarted -= gone
+        for tp in gone:
+            self._reading.pop(tp, None)
+        return gone
+
+    def _answered(self, answer: Callable[[list[Place]], object], places: list[Place]) -> bool:
+        """Give librdkafka its answer in a rebalance callback; return whether it took it.
+
+        An exception that leaves a callback would make librdkafka go on at default offsets. Here
+        nothing is read then: the partitions are ours but never started, and what arrives of them
+        is dropped.
+        """
+        try:
+            answer(places)
+        except KafkaException as error:
+            self._log("rebalance", said(error.args[0]))
+            return False
+        return True
+
+    # --- where reading begins ---
+
+    def _seek(self, tp: TopicPartition, offset: int) -> bool:
+        try:
+            self._client.seek(Place(tp.topic, tp.partition, offset))
+        except KafkaException:
+            return False  # given up, or not begun: it is assigned anew
+        return True
+
+    def _pause(self, tps: Sequence[TopicPartition]) -> None:
+        if tps:
+            self._client.pause([Place(tp.topic, tp.partition) for tp in tps])
+
+    def _assign_anew(self) -> None:
+        """Begin the partitions where a seek failed once more, with their offsets."""
+        places = [
+            Place(tp.topic, tp.partition, self._reading[tp].offset_next)
+            for tp in sorted(self._unstarted)
+            if tp in self._reading
+        ]
+        self._unstarted.clear()
+        if not places:
+            return
+        if self._is_incremental:
+            self._answered(self._client.incremental_unassign, places)
+            if self._answered(self._client.incremental_assign, places):
+                self._client.resume(places)
+            return
+        # The eager protocol knows only the whole assignment: the others go on where they were.
+        at = {tp: reading.offset_next for tp, reading in self._reading.items()}
+        everything = [Place(tp.topic, tp.partition, at.get(tp, 0)) for tp in sorted(self._owned)]
+        if self._answered(self._client.assign, everything):
+            self._pause([tp for tp in self._owned if tp not in at])
+            self._client.resume([Place(tp.topic, tp.partition) for tp in at])
+
+    # --- records ---
+
+    def _taken(self, messages: list[Message]) -> tuple[Records, ...]:
+        """Return the records among `messages`, by partition; note what else they say."""
+        ends: dict[TopicPartition, int] = {}
+        unreadable: set[TopicPartition] = set()
+        errors = [message.error() for message in messages]
+        if set(map(type, errors)) - {NoneType}:  # `KafkaError == None` raises: compare types
+            for message, error in zip(messages, errors, strict=True):
+                if error is not None:
+                    self._heard(message, error, ends, unreadable)
+            messages = [m for m, error in zip(messages, errors, strict=True) if error is None]
+        parts = self._parts(messages)
+        taken: list[Records] = []
+        for tp in parts.keys() | ends.keys():
+            reading = self._reading.get(tp)
+            if reading is None or tp in unreadable:
+                continue
+            records = self._columned(tp, reading, parts.get(tp, []), ends.get(tp, -1))
+            if records is not None:
+                taken.append(records)
+        return tuple(taken)
+
+    def _parts(self, messages: list[Message]) -> dict[TopicPartition, list[Message]]:
+        """Return `messages` by partition, in order. Runs of one partition are moved as a whole."""
+        parts: dict[TopicPartition, list[Message]] = {}
+        if len(self._topics) == 1:
+            topic = self._topics[0]
+            keys: Iterable[tuple[str, int]] = [(topic, m.partition()) for m in messages]
+        else:
+            keys = [(m.topic(), m.partition()) for m in messages]
+        first = 0
+        for (topic, partition), run in groupby(keys):
+            after = first + sum(1 for _ in run)
+            parts.setdefault(TopicPartition(topic, partition), []).extend(messages[first:after])
+            first = after
+        return parts
+
+    def _columned(
+        self, tp: TopicPartition, reading: _Reading, messages: list[Message], end: int
+    ) -> Records | None:
+        """Return the columns of `messages`, or None if nothing of `tp` moved."""
+        offsets = [m.offset() for m in messages]
+        if offsets and offsets[0] < reading.offset_next:
+            # Records from before the last `start` may be dropped. Later on it would mean that
+            # newer records came first and a gap was taken for granted: stop before a commit.
+            assert reading.is_fresh, f"{tp}: offset {offsets[0]} after {reading.offset_next}"
+            messages = [m for m in messages if m.offset() >= reading.offset_next]
+            offsets = [m.offset() for m in messages]
+        offset_next = max(end, offsets[-1] + 1 if offsets else -1)
+        if offset_next <= reading.offset_next:
+            return None
+        assert not offsets or offsets[-1] - offsets[0] >= len(offsets) - 1, f"{tp}: out of order"
+        reading.offset_next = offset_next
+        reading.is_fresh = False
+        reading.tries = 0
+        columns = self._columns
+        keys = [m.key() for m in messages] if columns.keys else []
+        headers = [m.headers() or () for m in messages] if columns.headers else []
+        return Records(
+            tp=tp,
+            offset_next=offset_next,
+            offsets=offsets,
+            values=[m.value() for m in messages],
+            timestamps_ms=[m.timestamp()[1] for m in messages] if columns.timestamps else [],
+            keys=keys,
+            headers=headers,
+            size_bytes=sum(map(len, messages)) + _size_bytes(keys, headers),
+        )
+
+    # --- what goes wrong ---
+
+    def _heard(
+        self,
+        message: Message,
+        error: KafkaError,
+        ends: dict[TopicPartition, int],
+        unreadable: set[TopicPartition],
+    ) -> None:
+        """Note one event that came among the records."""
+        code = error.code()
+        topic, partition = message.topic(), message.partition()
+        if is_refusal(error):
+            doing = "reading as a group member" if topic is None else f"reading topic {topic!r}"
+            self._refused = self._refused or refusal(doing, error)
+            return
+        if topic is None or partition is None:
+            self._on_error(error)
+            return
+        tp = TopicPartition(topic, partition)
+        reading = self._reading.get(tp)
+        if code in _UNKNOWN:
+            self._wait_for(_absence(tp, was_ours=tp in self._owned))
+        elif reading is None:
+            return
+        elif code == KafkaError._PARTITION_EOF:
+            ends[tp] = message.offset()
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            self._offset_is_gone(tp, reading, message.offset())
+            unreadable.add(tp)
+        else:
+            self._read_again(tp, reading, error)
+            unreadable.add(tp)
+
+    def _offset_is_gone(self, tp: TopicPartition, reading: _Reading, offset: int) -> None:
+        """Report it if it is about where reading goes on; else it is an old answer: ask again.
+
+        librdkafka does not number these errors as it does records, so that one may still come
+        after `start` has named another offset.
+        """
+        if offset in (reading.offset_next, -1):
+            del self._reading[tp]
+            self._events.append(OffsetGone(tp, reading.offset_next))
+        else:
+            self._unstarted.add(tp)
+
+    def _read_again(self, tp: TopicPartition, reading: _Reading, error: KafkaError) -> None:
+        """Fetch again from where records were returned last: librdkafka would go on behind it."""
+        reading.tries += 1
+        place = f"{tp}@{reading.offset_next}"
+        if reading.tries > UNREADABLE_TRIES_MAX:
+            self._refused = self._refused or FatalError(
+                f"{place}: cannot be read, tried {reading.tries} times: {said(error)}"
+            )
+            return
+        self._log("read_again", f"{place}: {said(error)}")
+        self._unstarted.add(tp)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Note an error that belongs to no partition. Also librdkafka's callback: never raises."""
+        code = error.code()
+        if is_refusal(error):
+            self._refused = self._refused or refusal("reading as a group member", error)
+        elif code in (KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE):
+            self._wait_for(f"waiting for the brokers at {self._brokers}: not reachable")
+
+    def _wait_for(self, reason: str) -> None:
+        now_ms = time.monotonic_ns() // 1_000_000
+        told_ms = self._waiting_since_ms.get(reason)
+        if told_ms is None or now_ms - told_ms >= WAITING_AGAIN_MS:
+            self._waiting_since_ms[reason] = now_ms
+            self._events.append(Waiting(reason))
+
+    def _on_commit(self, error: KafkaError | None, _places: list[Place]) -> None:
+        if error is not None:
+            self._count_failed_commit(error)
+
+    def _count_failed_commit(self, error: KafkaError) -> None:
+        self._telemetry.count(GROUP_COMMIT_FAILURES)
+        self._telemetry.event(GROUP_COMMIT_FAILED, "warning", error=said(error))
+
+    def _log(self, category: str, text: str) -> None:
+        self._telemetry.event(
+            LIBRARY_LOGGED, "warning", logger="kafka", category=category, error=text
+        )
+
+
+def consumer_settings(
+    user: Mapping[str, str], *, group: str, queue_bytes_max: int
+) -> dict[str, Any]:
+    """Return librdkafka's settings: our defaults, the user's over them, and over those our own.
+
+    The last are what exactly-once rests on: nobody but `start` decides where reading begins,
+    aborted records are never read, and the end of a partition is told.
+    """
+    defaults: dict[str, Any] = {
+        "client.id": "delta-sink",
+        # A full queue stops fetching for this long; the default of a second costs most of the
+        # throughput of small records.
+        "fetch.queue.backoff.ms": 10,
+        "queued.max.messages.kbytes": max(1024, queue_bytes_max // 1024),
+        # Each queued record costs some 300 bytes beside its own, which the limit above does not
+        # count.
+        "queued.min.messages": min(100_000, max(1_000, queue_bytes_max // 512)),
+        "fetch.max.bytes": min(50 * _MIB, max(_MIB, queue_bytes_max // 2)),
+        # A new start waits until the fetch before it is answered.
+        "fetch.wait.max.ms": 100,
+        "topic.metadata.refresh.interval.ms": 5_000,
+        "reconnect.backoff.max.ms": 2_000,
+        "socket.keepalive.enable": True,
+        "check.crcs": True,
+        "statistics.interval.ms": 0,
+    }
+    if user.get("group.protocol", "classic").lower() != "consumer":
+        defaults["partition.assignment.strategy"] = "cooperative-sticky"
+    ours: dict[str, Any] = {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "enable.partition.eof": True,
+        "isolation.level": "read_committed",
+        "allow.auto.create.topics": False,
+    }
+    return {**defaults, **user, **ours}
+
+
+def _absence(tp: TopicPartition, *, was_ours: bool) -> str:
+    if was_ours:
+        return f"waiting for partition {tp}: it does not exist any more"
+    return f"waiting for topic {tp.topic!r}: it does not exist yet"
+
+
+def _is_incremental(user: Mapping[str, str]) -> bool:
+    """Return whether the group's rebalances are told as differences."""
+    if user.get("group.protocol", "classic").lower() == "consumer":
+        return True
+    return "cooperative" in user.get("partition.assignment.strategy", "cooperative-sticky")
+
+
+def _size_bytes(keys: Sequence[bytes | None], headers: Sequence[Sequence[Header]]) -> int:
+    size_bytes = sum([len(key) for key in keys if key])
+    for names in headers:
+        for name, value in names:
+            size_bytes += len(name) + len(value or b"")
+    return size_bytes

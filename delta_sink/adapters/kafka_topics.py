@@ -1,0 +1,62 @@
+"""Which topics match a pattern, now and later.
+
+librdkafka can subscribe to a pattern, but by the regular expressions of the C library (which has
+no `\\d`), or, with KIP-848, by those of the broker. The start of every partition is claimed for
+the topics that `re` finds, so the consumer must find the same ones.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable
+from typing import Final
+
+from confluent_kafka import Consumer as Client
+from confluent_kafka import KafkaException
+
+LOOK_EVERY_MS: Final = 5_000
+"""How long a new topic that matches may stay unseen."""
+
+_LOOK_AGAIN_MS: Final = 500
+_ANSWER_MS_MAX: Final = 3_000
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """Return the names that match `pattern` as a whole, sorted; Kafka's own topics never do."""
+    matches = re.compile(pattern).fullmatch
+    return sorted(name for name in names if not name.startswith("__") and matches(name))
+
+
+class TopicWatch:
+    """Asks the brokers for the topics again and again, in a thread of its own."""
+
+    def __init__(self, client: Client, pattern: str) -> None:
+        """Begin to ask through `client`, which may be used meanwhile but not closed."""
+        self.pattern = pattern
+        self._client = client
+        self._names: list[str] | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="kafka-topics", daemon=True)
+        self._thread.start()
+
+    def names(self) -> list[str] | None:
+        """Return the topics that match by the last answer; None before the first."""
+        return self._names
+
+    def close(self) -> None:
+        """End the thread, within the time of one request."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        wait_ms = 0
+        while not self._ended.wait(wait_ms / 1000):
+            try:
+                answer = self._client.list_topics(timeout=_ANSWER_MS_MAX / 1000)
+            except KafkaException:
+                wait_ms = _LOOK_AGAIN_MS  # the consumer itself says when no broker answers
+                continue
+            known = [name for name, topic in answer.topics.items() if topic.error is None]
+            self._names = matching(known, self.pattern)
+            wait_ms = LOOK_EVERY_MS if self._names else _LOOK_AGAIN_MS

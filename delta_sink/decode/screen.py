@@ -1,0 +1,117 @@
+"""What is known of values before a native parser sees them: size, edges, nesting, encoding.
+
+Native parsers have died of deep nesting and of a bare `null`, lose the boundaries of records that
+are joined, and take text that is no UTF-8. So a chunk is looked at first, all of it at once, and a
+value that is not plainly harmless goes to the exact path instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_WHITESPACE = b" \t\r\n"
+
+
+def nesting_of(value: bytes, enough: int) -> int:
+    """Return how deep the brackets of `value` nest, strings left out; linear in its size.
+
+    A value with at most `enough` opening brackets cannot nest deeper: their count is returned
+    instead, which is not below the depth.
+    """
+    openers = value.count(b"[") + value.count(b"{")
+    if openers <= enough:
+        return openers
+    bare = np.frombuffer(_STRING.sub(b"", value), np.uint8) | 0x20
+    steps = (bare == 0x7B).astype(np.int64) - (bare == 0x7D)
+    return int(np.cumsum(steps).max(initial=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """Values that a native parser may see, joined by newlines.
+
+    Each begins with `{` and ends with `}`. Hence a newline between two of them can only lie
+    between two documents: inside a string it is a forbidden control character, and inside an
+    object or array `}` newline `{` lacks a comma. Every value is then at least one document, and
+    if a strict parser finds as many documents as there are values, each value is exactly one.
+    """
+
+    values: Sequence[bytes]
+    joined: bytes
+    taken: npt.NDArray[np.int64]
+
+
+def screen(values: Sequence[bytes], *, record_bytes_max: int, nesting_max: int) -> Screened:
+    """Return the harmless ones of `values`; `taken` says where they stood."""
+    joined, lengths, starts = _joined(values)
+    bytes_ = np.frombuffer(joined + b"\n", np.uint8)  # an empty last value has a byte to look at
+    wrong = (lengths == 0) | (lengths > record_bytes_max)
+    edges = (bytes_[starts] != 0x7B) | (bytes_[np.maximum(starts + lengths - 1, 0)] != 0x7D)
+    wrong |= _too_deep(values, bytes_, starts, nesting_max)
+    if b"\0" in joined:
+        wrong |= np.fromiter((b"\0" in value for value in values), np.bool_, len(values))
+    if not joined.isascii() and not _is_utf8(joined):
+        wrong |= np.fromiter((not _is_utf8(value) for value in values), np.bool_, len(values))
+    if not wrong.any() and not edges.any():
+        return Screened(values, joined, np.arange(len(values)))
+    return _trimmed(values, wrong, edges)
+
+
+def _joined(
+    values: Sequence[bytes],
+) -> tuple[bytes, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    starts = np.zeros(len(values), np.int64)
+    if len(values) > 1:
+        np.cumsum(lengths[:-1] + 1, out=starts[1:])
+    return b"\n".join(values), lengths, starts
+
+
+def _too_deep(
+    values: Sequence[bytes],
+    bytes_: npt.NDArray[np.uint8],
+    starts: npt.NDArray[np.int64],
+    nesting_max: int,
+) -> npt.NDArray[np.bool_]:
+    """Count opening brackets of every value at once; scan only values that have many."""
+    deep = np.zeros(len(values), np.bool_)
+    openers = np.flatnonzero((bytes_ | 0x20) == 0x7B)
+    first = np.searchsorted(openers, starts)
+    counts = np.diff(np.append(first, len(openers)))
+    for i in np.flatnonzero(counts > nesting_max):
+        deep[i] = nesting_of(values[i], nesting_max) > nesting_max
+    return deep
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _trimmed(
+    values: Sequence[bytes], wrong: npt.NDArray[np.bool_], edges: npt.NDArray[np.bool_]
+) -> Screened:
+    """Leave out what is wrong; whitespace around a document is harmless and is cut off."""
+    taken: list[int] = []
+    kept: list[bytes] = []
+    for i, value in enumerate(values):
+        if wrong[i]:
+            continue
+        if edges[i]:
+            bare = value.strip(_WHITESPACE)
+            if not (bare.startswith(b"{") and bare.endswith(b"}")):
+                continue
+            kept.append(bare)
+        else:
+            kept.append(value)
+        taken.append(i)
+    return Screened(kept, b"\n".join(kept), np.array(taken, np.int64))

@@ -1,0 +1,200 @@
+"""From a configuration to running parts: which adapter stands behind each port."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
+from delta_sink.adapters.logs import LogTelemetry
+from delta_sink.adapters.objectstore import StorageOptions, open_store
+from delta_sink.adapters.sqlite import SqliteLeases
+from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
+from delta_sink.append import DeadLetterTarget
+from delta_sink.claim import Source
+from delta_sink.config import Source as ConfigSource
+from delta_sink.config import load
+from delta_sink.delta.commit import Log
+from delta_sink.delta.logstore import ConditionalPutLog
+from delta_sink.errors import ConfigError
+from delta_sink.memory import MIB, MemoryBudget
+from delta_sink.ports import LeaseStore
+from delta_sink.settings import Settings
+from delta_sink.view import table_spec
+from delta_sink.writer import Writer
+
+JOB_THREADS = 8
+MEMORY_DEFAULT_BYTES = 512 * MIB
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def load_settings(paths: Sequence[str], sets: Sequence[str]) -> Settings:
+    """Return the configuration in `paths`, laid over each other, with `sets` over all.
+
+    Raises:
+        ConfigError: every problem at once.
+    """
+    sources = []
+    problems = []
+    for path in paths:
+        try:
+            sources.append(ConfigSource(path, Path(path).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            problems.append(f"{path}: cannot be read: {reason}")
+    if problems:
+        raise ConfigError(problems)
+    return load(sources, sets, env=os.environ, read_file=_read_file)
+
+
+def _read_file(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every command is made of."""
+
+    settings: Settings
+    telemetry: LogTelemetry
+    log: Log
+
+    @property
+    def table_uri(self) -> str:
+        """The table's URI as locks and messages name it: a local path is absolute."""
+        uri = self.settings.table.uri
+        return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def make_parts(settings: Settings, *, quiet: bool = False) -> Parts:
+    """Return the parts for `settings`; `quiet` logs only what a person must act on."""
+    clock = SystemClock()
+    telemetry = LogTelemetry(
+        sys.stderr,
+        format=settings.logs.format,
+        level="error" if quiet else settings.logs.level,
+        sink=settings.name,
+        clock=clock,
+        secrets=_secrets(settings),
+        is_colored=sys.stderr.isatty() and settings.logs.format == "human",
+    )
+    storage = settings.table.storage
+    options = StorageOptions(
+        endpoint_url=storage.endpoint_url,
+        region=storage.region,
+        access_key_id=storage.access_key_id,
+        secret_access_key=_revealed(storage.secret_access_key),
+        session_token=_revealed(storage.session_token),
+        path_style=storage.path_style,
+        allow_http=storage.allow_http,
+        fsync=storage.fsync,
+        request_timeout_ms=storage.request_timeout_ms,
+    )
+    store = open_store(settings.table.uri, options, os.environ)
+    log = Log(
+        store=store,
+        entries=ConditionalPutLog(store),
+        clock=clock,
+        entropy=SystemEntropy(),
+        telemetry=telemetry,
+        readback=storage.readback,
+    )
+    return Parts(settings, telemetry, log)
+
+
+def _revealed(secret: object) -> str | None:
+    reveal = getattr(secret, "get_secret_value", None)
+    return None if reveal is None else str(reveal())
+
+
+def _secrets(settings: Settings) -> list[str]:
+    """Return every text that may stand in no log line."""
+    storage = settings.table.storage
+    found = [_revealed(storage.secret_access_key), _revealed(storage.session_token)]
+    found += settings.kafka.secrets()
+    return [secret for secret in found if secret]
+
+
+def make_broker(parts: Parts) -> KafkaBroker:
+    """Return the questions to the brokers."""
+    with_ids = parts.settings.source.topic_ids == "required"
+    return KafkaBroker(parts.settings.kafka, with_ids, telemetry=parts.telemetry)
+
+
+def make_source(parts: Parts) -> Source:
+    """Return what the start of partitions is settled with."""
+    return Source(parts.settings, parts.log, make_broker(parts), table_spec(parts.settings))
+
+
+def make_leases(settings: Settings) -> LeaseStore:
+    """Return the lock store. Raises FatalError where its library is not installed."""
+    locks = settings.locks
+    if locks.store == "sqlite":
+        return SqliteLeases(locks.path)
+    from delta_sink.adapters.dynamodb import DynamoLeases  # boto3 is an extra
+
+    return DynamoLeases.connect(
+        table_name=locks.table_name or "",
+        region=locks.region,
+        endpoint_url=locks.endpoint_url,
+    )
+
+
+def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
+    """Return a writer, ready to run, and the threads of its jobs."""
+    settings = parts.settings
+    budget = MemoryBudget.of(memory_bytes_max(settings))
+    errors = settings.errors
+    dead_letters = None
+    if errors.dead_letter_topic is not None:
+        producer = KafkaProducer(settings.kafka, telemetry=parts.telemetry)
+        dead_letters = DeadLetterTarget(producer, errors.dead_letter_topic)
+    metadata = settings.table.metadata_columns
+    consumer = KafkaConsumer(
+        settings.kafka,
+        group=settings.consumer_group,
+        topics=settings.source.topics or (),
+        pattern=settings.source.topics_regex,
+        columns=ConsumerColumns(
+            timestamps=True,
+            keys="key" in metadata or dead_letters is not None,
+            headers="headers" in metadata or dead_letters is not None,
+        ),
+        queue_bytes_max=budget.queue_bytes,
+        telemetry=parts.telemetry,
+    )
+    jobs = ThreadJobs(JOB_THREADS)
+    writer = Writer(
+        make_source(parts),
+        consumer,
+        jobs,
+        budget=budget,
+        dead_letters=dead_letters,
+        until_end=until_end,
+    )
+    return writer, jobs
+
+
+def memory_bytes_max(settings: Settings) -> int:
+    """Return what the process may occupy: as configured, or the cgroup's limit, or 512 MiB."""
+    configured = settings.memory.bytes_max
+    if configured != "auto":
+        return configured
+    for path in _CGROUP_LIMITS:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        # "max", or a number near 2^63, says that there is no limit.
+        if text.isdigit() and int(text) < 1 << 50:
+            return int(text)
+    return MEMORY_DEFAULT_BYTES
+
+
+def environment() -> Mapping[str, str]:
+    """Return the process's environment."""
+    return os.environ

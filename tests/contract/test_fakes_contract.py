@@ -1,0 +1,120 @@
+"""The contract suites on the fakes, each test as a task of a world, so that every wait is real.
+
+Tests of a suite that race threads are left out: a world has no threads. In their place tasks race
+here, under many schedules.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import pytest
+
+from delta_sink.ports import Created, Item
+from delta_sink.testing import FakeLeases, FakeStore, World
+from tests.contract.lease_contract import LeaseContract
+from tests.contract.store_contract import StoreContract
+
+SEEDS = range(40)
+
+
+def in_world(suite, *, without_threads):
+    """Let every test of `suite` run as a task; leave out those that start threads themselves."""
+
+    def decorate(cls):
+        for name, test in inspect.getmembers(suite, inspect.isfunction):
+            if name in without_threads:
+                setattr(cls, name, None)
+            elif name.startswith("test_"):
+                setattr(cls, name, as_task(test))
+        return cls
+
+    return decorate
+
+
+def as_task(test):
+    @functools.wraps(test)
+    def run(self, *args, **kwargs):
+        self.world.spawn(self.host, lambda: test(self, *args, **kwargs))
+        assert self.world.run() == "done"
+
+    return run
+
+
+class InWorld:
+    @pytest.fixture(autouse=True)
+    def _world(self):
+        with World(1) as self.world:
+            self.host = self.world.host("a")
+            yield
+
+
+@in_world(
+    StoreContract,
+    without_threads={
+        "test_list_of_more_than_a_page",
+        "test_list_shows_what_was_acknowledged",
+        "test_threads_race_and_one_wins",
+        "test_readers_never_see_half",
+    },
+)
+class TestFakeStore(InWorld, StoreContract):
+    @pytest.fixture
+    def store(self, _world):
+        return FakeStore(self.world).client(self.host)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tasks_race_for_names_in_the_store_and_one_wins(seed):
+    with World(seed) as world:
+        shared = FakeStore(world)
+        won = {}
+
+        def race(host):
+            store = shared.client(host)
+            for number in range(10):
+                path = f"log/{number:04d}"
+                if isinstance(store.put_if_absent(path, host.name.encode()), Created):
+                    won.setdefault(path, []).append(host.name)
+                assert path in {info.path for info in store.list("log")}
+
+        for name in ("a", "b", "c"):
+            host = world.host(name)
+            world.spawn(host, lambda host=host: race(host))
+        world.run()
+        assert {path: [shared.peek(path).decode()] for path in shared.paths()} == won
+        assert len(won) == 10
+
+
+@in_world(
+    LeaseContract,
+    without_threads={
+        "test_threads_race_for_new_keys",
+        "test_threads_race_to_replace",
+        "test_threads_count_together",
+    },
+)
+class TestFakeLeases(InWorld, LeaseContract):
+    @pytest.fixture
+    def leases(self, _world):
+        return FakeLeases(self.world).client(self.host)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tasks_count_together_in_the_lease_store(seed):
+    with World(seed) as world:
+        shared = FakeLeases(world)
+
+        def count(host):
+            leases, done = shared.client(host), 0
+            while done < 5:
+                before = leases.get("counter")
+                number = 0 if before is None else before.attributes["n"]
+                done += leases.put(Item("counter", {"n": number + 1}), before)
+
+        for name in ("a", "b", "c"):
+            host = world.host(name)
+            world.spawn(host, lambda host=host: count(host))
+        world.run()
+        assert shared.items()["counter"] == Item("counter", {"n": 15})
