@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
 from delta_sink import __version__
+from delta_sink.audit import audit_log, audit_rows
+from delta_sink.claim import open_table
+from delta_sink.connect import Finding, connect_all
+from delta_sink.delta.commit import open_log
+from delta_sink.delta.probe import probe_conditional_put
+from delta_sink.delta.table import Author, adopt_table
 from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
-from delta_sink.lease import register_sink
-from delta_sink.ports import LeaseStore
+from delta_sink.lease import move_sink, register_sink
 from delta_sink.settings import Settings
-from delta_sink.wiring import Parts, load_settings, make_leases, make_parts, make_writer
+from delta_sink.view import view_of
+from delta_sink.wiring import (
+    Parts,
+    create_locks,
+    create_topics,
+    load_settings,
+    make_leases,
+    make_parts,
+    make_row_reader,
+    make_served,
+    make_source,
+    make_writer,
+    probe_store,
+)
 
 EXIT_DONE = 0
 EXIT_WRONG = 1
@@ -66,7 +86,8 @@ def run_writer(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, un
     """Write the topics of one sink into its table."""
     settings = load_settings(config, sets)
     parts = make_parts(settings)
-    _register(parts, make_leases)
+    _register(parts)
+    probe_store(parts)
     writer, jobs = make_writer(parts, until_end=until_end)
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -81,12 +102,115 @@ def run_writer(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, un
         _print_json({"ok": True})
 
 
-def _register(parts: Parts, leases: Callable[[Settings], LeaseStore]) -> None:
+@cli.command("check-config")
+@configured
+@click.option("--connect", is_flag=True, help="Also reach broker, topics, store, table and locks.")
+def check_config(
+    config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, connect: bool
+) -> None:
+    """Say "ok", or list every problem of the configuration at once."""
+    try:
+        settings = load_settings(config, sets)
+    except ConfigError as error:
+        if as_json:
+            _print_json({"ok": False, "problems": list(error.problems), "warnings": []})
+            raise click.exceptions.Exit(EXIT_USAGE) from error
+        raise
+    warnings = settings.warnings()
+    findings = _connect(settings) if connect else []
+    ok = all(finding.ok for finding in findings)
+    if as_json:
+        _print_json(
+            {
+                "ok": ok,
+                "problems": [],
+                "warnings": warnings,
+                "connect": [dataclasses.asdict(finding) for finding in findings],
+            }
+        )
+    else:
+        for warning in warnings:
+            click.echo(f"warning: {warning}")
+        for finding in findings:
+            click.echo(f"{'ok' if finding.ok else 'NOT OK':7}{finding.what}: {finding.sentence}")
+        if ok:
+            click.echo("ok")
+    if not ok:
+        raise click.exceptions.Exit(EXIT_WRONG)
+
+
+def _connect(settings: Settings) -> list[Finding]:
+    parts = make_parts(settings, quiet=True)
+    return connect_all(make_source(parts), lambda: make_leases(settings))
+
+
+@cli.command()
+@configured
+@click.option("--move", is_flag=True, help="Register the sink's name for a table that was moved.")
+def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bool) -> None:
+    """Create the table, the lock table and the dead-letter topic; what exists stays as it is."""
+    settings = load_settings(config, sets)
+    parts = make_parts(settings)
+    source = make_source(parts)
+    create_locks(settings)
+    leases = make_leases(settings)
+    if move:
+        move_sink(leases, sink=settings.name, table_uri=parts.table_uri)
+    else:
+        register_sink(leases, sink=settings.name, table_uri=parts.table_uri)
+    probe_conditional_put(parts.log.store)
+    author = Author(settings.name, "init")
+    state = open_log(parts.log)
+    if state is not None:
+        state = adopt_table(parts.log, state, author)
+    state = open_table(source, author)
+    view_of(settings, state)
+    topics = create_topics(settings, parts.telemetry)
+    if as_json:
+        _print_json({"ok": True, "table_version": state.version, "topics_created": topics})
+    else:
+        click.echo(f"table {settings.table.uri} is ready at version {state.version}")
+        for topic in topics:
+            click.echo(f"topic {topic} was created")
+
+
+@cli.command()
+@configured
+@click.option("--deep", is_flag=True, help="Also read every row's offset, and Kafka's.")
+def audit(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, deep: bool) -> None:
+    """Prove from the table that every record is in it exactly once, or name what is not."""
+    settings = load_settings(config, sets)
+    parts = make_parts(settings, quiet=True)
+    found = audit_log(parts.log, settings.name)
+    if deep:
+        found = audit_rows(found, make_row_reader(parts), make_served(parts))
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        for sentence in found.sentences():
+            click.echo(sentence)
+    if not found.ok:
+        raise click.exceptions.Exit(EXIT_WRONG)
+
+
+@cli.command()
+@click.option("--records", default=300_000, show_default=True, help="How many records to produce.")
+@click.option("--keep", metavar="DIR", help="Where to put the table; kept. Must not exist yet.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON at the end.")
+def demo(records: int, keep: str | None, as_json: bool) -> None:
+    """Run the whole job here: an embedded broker, two writers, one killed, and the audit."""
+    from delta_sink.demo import default_folder, run_demo  # its imports are the demo's alone
+
+    folder = Path(keep).absolute() if keep else default_folder()
+    if not run_demo(records=records, folder=folder, as_json=as_json):
+        raise click.exceptions.Exit(EXIT_WRONG)
+
+
+def _register(parts: Parts) -> None:
     """Register the sink's name with its table, where the lock store answers."""
     try:
-        register_sink(
-            leases(parts.settings), sink=parts.settings.name, table_uri=parts.table_uri
-        )
+        leases = make_leases(parts.settings)
+        register_sink(leases, sink=parts.settings.name, table_uri=parts.table_uri)
     except RetriableError as error:
         # Locks are a courtesy: the log alone keeps the table right.
         parts.telemetry.event("waiting", "warning", reason=f"working without locks: {error}")

@@ -13,18 +13,19 @@ page, both made of the descriptions in `settings`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from delta_sink.errors import ConfigError
 from delta_sink.forms import Wrong, normal_table_uri, size_text
-from delta_sink.properties import is_secret_property
+from delta_sink.properties import LOADS_CODE, OWNED, is_secret_property
 from delta_sink.references import (
     Referenced,
     Source,
@@ -98,6 +99,7 @@ class _Key:
     name: str
     annotation: Any
     info: FieldInfo
+    adapter: TypeAdapter[object]
 
     @property
     def group(self) -> type | None:
@@ -118,11 +120,15 @@ def _parts(annotation: object) -> Iterator[object]:
         yield from _parts(part)
 
 
-def _keys(group: type) -> dict[str, _Key]:
+@functools.cache
+def _keys(group: type) -> Mapping[str, _Key]:
     """Return the keys of a group by name."""
     hints = get_type_hints(group, include_extras=True)
     infos: dict[str, FieldInfo] = group.__pydantic_fields__  # type: ignore[attr-defined]  # every group is a pydantic dataclass
-    return {name: _Key(name, hints[name], info) for name, info in infos.items()}
+    return {
+        name: _Key(name, hints[name], info, TypeAdapter(hints[name]))
+        for name, info in infos.items()
+    }
 
 
 def _known_paths(group: type, path: str = "") -> Iterator[tuple[str, _Key]]:
@@ -177,9 +183,8 @@ class _Reader:
         value = raw[key.name]
         if key.group is not None:
             return True, self.group(key.group, value, path)
-        adapter: TypeAdapter[object] = TypeAdapter(key.annotation)
         try:
-            return True, adapter.validate_python(value)
+            return True, key.adapter.validate_python(value)
         except ValidationError as error:
             self.problems += _sentences(error, path, is_secret=key.is_secret)
             cause = error.errors(include_url=False)[0].get("ctx", {}).get("error")
@@ -370,11 +375,28 @@ def _page_group(group: type, path: str, lines: list[str]) -> None:
         lines += [f"## `{path}`", "", (group.__doc__ or "").strip(), ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
     for name, key in keys.items():
-        lines.append(f"| `{name}` | {_page_default(key)} | {key.info.description} |")
+        meaning = f"{key.info.description}{_page_choices(key)}"
+        lines.append(f"| `{name}` | {_page_default(key)} | {meaning} |")
     lines.append("")
+    if group is Settings:
+        _page_kafka(lines)
     for name, key in keys.items():
         if key.group is not None:
             _page_group(key.group, f"{path}.{name}" if path else name, lines)
+
+
+def _page_kafka(lines: list[str]) -> None:
+    lines += ["## `kafka`", "", "Any property of librdkafka, but not these:", ""]
+    refused = OWNED | LOADS_CODE
+    lines += [f"* `{key}`: {refused[key]}." for key in sorted(refused)]
+    lines += ["* `test.mock.*` and callbacks (`*_cb`): a file holds no code and no brokers.", ""]
+
+
+def _page_choices(key: _Key) -> str:
+    if get_origin(key.annotation) is not Literal:
+        return ""
+    words = [f"`{word}`" for word in get_args(key.annotation)]
+    return f" One of {', '.join(words[:-1])} or {words[-1]}."
 
 
 def _page_default(key: _Key) -> str:

@@ -123,7 +123,7 @@ RETENTION_DEFAULTS = {
 
 # --- what librdkafka is not given --------------------------------------------------------------
 
-_OWNED = {
+OWNED = {
     "group.id": "the consumer group is the sink's name",
     "enable.auto.commit": "the table's log keeps the offsets; the group gets them afterwards",
     "enable.auto.offset.store": "the table's log keeps the offsets",
@@ -138,7 +138,7 @@ _OWNED = {
     "request.required.acks": "a dead letter counts only when all replicas have it",
     "transactional.id": "dead letters are not written in transactions",
 }
-_LOADS_CODE = {
+LOADS_CODE = {
     "plugin.library.paths": "it loads code",
     "interceptors": "it loads code",
     "ssl.engine.location": "it loads code",
@@ -148,7 +148,7 @@ _LOADS_CODE = {
     "sasl.jaas.config": "it loads code, and only Java clients know it; write sasl.username and "
     "sasl.password",
     "sasl.login.callback.handler.class": "it loads code, and only Java clients know it",
-    "sasl.oauthbearer.assertion.file": "it reads any file; write a reference instead",
+    "sasl.oauthbearer.assertion.file": "it reads any file; set the claims one by one",
     "sasl.oauthbearer.assertion.jwt.template.file": "it reads any file; set the claims one by one",
 }
 _OBJECTS = frozenset({"opaque", "logger", "on_delivery", "on_commit", "default.topic.config"})
@@ -163,10 +163,10 @@ def kafka_refusals(kafka: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """
     for key in kafka:
         name = key.strip().lower()
-        if name in _OWNED:
-            yield key, f"not yours to set: {_OWNED[name]}"
-        elif name in _LOADS_CODE:
-            yield key, f"refused: {_LOADS_CODE[name]}"
+        if name in OWNED:
+            yield key, f"not yours to set: {OWNED[name]}"
+        elif name in LOADS_CODE:
+            yield key, f"refused: {LOADS_CODE[name]}"
         elif name.startswith("test.mock."):
             yield key, "refused: it replaces the brokers by a mock inside the process"
         elif name in _OBJECTS or _OBJECT_END.search(name):

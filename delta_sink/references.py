@@ -26,7 +26,9 @@ NESTING_MAX = 64
 VALUES_MAX = 100_000
 """Values that a file may expand to; aliases multiply, and this stops them."""
 
-_REFERENCE = re.compile(r"(\$+)\{([^{}]*)(\}?)")
+_DOLLARS = re.compile(r"\$+(?=\{)")
+_BRACES = re.compile(r"\{([^{}]*)(\}?)")
+_ONE_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _ENV = re.compile(rf"(?:env:)?(?P<name>{_NAME})(?P<default>:-.*)?", re.DOTALL)
 _DIR = re.compile(r"dir:(?P<path>.+):(?P<key>[^:/]+)")
@@ -232,8 +234,8 @@ def _leaves(value: object, path: Sequence[str]) -> Iterator[tuple[Sequence[str],
 
 def _is_one_reference(value: object) -> bool:
     """Say whether `value` is a single reference and nothing else, not even a default."""
-    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    return match is not None and match[1] == "$" and ":-" not in match[2]
+    match = _ONE_REFERENCE.fullmatch(value) if isinstance(value, str) else None
+    return match is not None and ":-" not in match[1]
 
 
 def _with(tree: object, steps: Sequence[str], value: object) -> Tree:
@@ -292,13 +294,14 @@ class _Resolver:
         parts: list[str] = []
         end = 0
         replaced = False
-        for match in _REFERENCE.finditer(text):
-            dollars = len(match[1])
-            parts += [text[end : match.start()], "$" * (dollars // 2)]
-            end = match.end(1)
-            if dollars % 2:
-                parts.append(self.reference(match[2], path, closed=bool(match[3])))
-                end = match.end()
+        while (dollars := _DOLLARS.search(text, end)) is not None:
+            parts += [text[end : dollars.start()], "$" * (len(dollars[0]) // 2)]
+            end = dollars.end()
+            if len(dollars[0]) % 2:
+                braces = _BRACES.match(text, end)
+                assert braces is not None, "the dollar signs are in front of a brace"
+                parts.append(self.reference(braces[1], path, closed=bool(braces[2])))
+                end = braces.end()
                 replaced = True
         result = "".join([*parts, text[end:]])
         return Referenced(result) if replaced else result

@@ -200,6 +200,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "freshness_ms": "from the oldest record's Kafka timestamp to now, in milliseconds",
         "gone": "offsets that Kafka no longer has",
         "group": "the consumer group",
+        "job": "decode, encode, put, settle, commit or patrol",
         "lease_token": "the token of the lease that it was done under",
         "logger": "the library's logger that the message came through",
         "message": "what a library said",
@@ -331,6 +332,14 @@ KAFKA_CLIENT_SAID: Final = _event(
 SIGNAL_RECEIVED: Final = _event(
     "signal_received", "info", "The process was asked to stop.",
     "reason",
+)
+JOB_STARTED: Final = _event(
+    "job_started", "debug", "A job beside the state thread begins.",
+    "job",
+)
+JOB_ENDED: Final = _event(
+    "job_ended", "debug", "A job beside the state thread has ended, well or not.",
+    "job", "duration_ms",
 )
 LIBRARY_LOGGED: Final = _event(
     "library_logged", "warning", "A library logged a message or a warning.",

@@ -33,7 +33,9 @@ class TableView:
 
 
 def _columns(table: TableSettings) -> ParsedColumns:
-    parsed = parse_columns(table.schema or (), "table.schema")
+    if table.schema is None:
+        return ParsedColumns((), (), ())
+    parsed = parse_columns(table.schema, "table.schema", tuple(table.metadata_columns))
     if parsed.problems:
         raise ConfigError(parsed.problems)
     return parsed

@@ -14,13 +14,15 @@ from delta_sink.adapters.logs import LogTelemetry
 from delta_sink.adapters.objectstore import StorageOptions, open_store
 from delta_sink.adapters.sqlite import SqliteLeases
 from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
+from delta_sink.adapters.traced import TracedJobs
 from delta_sink.append import DeadLetterTarget
 from delta_sink.claim import Source
 from delta_sink.config import Source as ConfigSource
 from delta_sink.config import load
 from delta_sink.delta.commit import Log
 from delta_sink.delta.logstore import ConditionalPutLog
-from delta_sink.errors import ConfigError
+from delta_sink.delta.probe import probe_conditional_put
+from delta_sink.errors import ConfigError, StoreUnavailable
 from delta_sink.memory import MIB, MemoryBudget
 from delta_sink.ports import LeaseStore
 from delta_sink.settings import Settings
@@ -28,6 +30,7 @@ from delta_sink.view import table_spec
 from delta_sink.writer import Writer
 
 JOB_THREADS = 8
+PROBE_TRIES_MAX = 12
 MEMORY_DEFAULT_BYTES = 512 * MIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -144,6 +147,50 @@ def make_leases(settings: Settings) -> LeaseStore:
     )
 
 
+def create_locks(settings: Settings) -> None:
+    """Return once the lock table exists."""
+    leases = make_leases(settings)
+    if settings.locks.store == "dynamodb":
+        leases.create_table()  # type: ignore[attr-defined]  # only this store has one
+
+
+def create_topics(settings: Settings, telemetry: LogTelemetry) -> list[str]:
+    """Return the topics that were created: the dead-letter topic, where it did not exist."""
+    name = settings.errors.dead_letter_topic
+    if name is None:
+        return []
+    return ensure_topics(settings.kafka, {name: 1}, telemetry=telemetry)
+
+
+def probe_store(parts: Parts) -> None:
+    """Return once the store has proved that it refuses to overwrite an object.
+
+    Raises:
+        StoreRefused: it does not: no commit on it would be safe.
+        StoreUnavailable: it does not answer.
+    """
+    for attempt in range(PROBE_TRIES_MAX):
+        try:
+            probe_conditional_put(parts.log.store)
+            return
+        except StoreUnavailable as error:
+            if attempt == PROBE_TRIES_MAX - 1:
+                raise
+            if attempt == 0:
+                parts.telemetry.event("waiting", "warning", reason=str(error))
+            parts.log.clock.sleep_ms(min(10_000, 250 << attempt))
+
+
+def make_row_reader(parts: Parts) -> RowReader:
+    """Return the independent reader of the table's rows."""
+    return DeltaRows(parts.settings.table.uri, parts.settings.table.storage, os.environ)
+
+
+def make_served(parts: Parts) -> Served:
+    """Return what Kafka serves of a partition, for comparing it with the rows."""
+    return KafkaServed(parts.settings.kafka)
+
+
 def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
     """Return a writer, ready to run, and the threads of its jobs."""
     settings = parts.settings
@@ -168,10 +215,12 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         telemetry=parts.telemetry,
     )
     jobs = ThreadJobs(JOB_THREADS)
+    log = parts.log
+    traced = TracedJobs(jobs, log.clock, log.telemetry) if settings.logs.level == "debug" else jobs
     writer = Writer(
         make_source(parts),
         consumer,
-        jobs,
+        traced,
         budget=budget,
         dead_letters=dead_letters,
         until_end=until_end,

@@ -11,6 +11,9 @@ use Apache Kafka for:
 * A partition keeps its newest 5 MiB; older records go without a trace.
 * CreateTopics, DescribeTopics (so no topic ids), retention, compaction, authentication.
 * Offsets by time: it answers "after the end" to every question.
+* A quick rebalance: a group that has members waits `session.timeout.ms` less one second for them
+  to join again (KIP-848 groups do not). Give consumers a short time-out.
+* Checksums of transaction markers: a consumer with `check.crcs` takes them for damage.
 * A fetch that found nothing is answered after `fetch.wait.max.ms`, even if a record arrives
   meanwhile: latency through it is up to that much.
 * Nothing is stored: closing it loses all.

@@ -132,7 +132,7 @@ class KafkaConsumer:
         settings = consumer_settings(config, group=group, queue_bytes_max=queue_bytes_max)
         settings |= {"error_cb": self._on_error, "on_commit": self._on_commit}
         self._client: Any = make_client(Client, settings, telemetry)
-        self._watch = None if pattern is None else TopicWatch(self._client, pattern)
+        self._watch = None if pattern is None else TopicWatch(config, pattern)
         if self._topics:
             self._subscribe()
 

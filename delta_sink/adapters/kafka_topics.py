@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from delta_sink.adapters.kafka_client import GROUP_KEYS, make_client
 
 LOOK_EVERY_MS: Final = 5_000
 """How long a new topic that matches may stay unseen."""
@@ -31,10 +33,17 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
 class TopicWatch:
     """Asks the brokers for the topics again and again, in a thread of its own."""
 
-    def __init__(self, client: Client, pattern: str) -> None:
-        """Begin to ask through `client`, which may be used meanwhile but not closed."""
+    def __init__(self, config: Mapping[str, str], pattern: str) -> None:
+        """Begin to ask, with the user's keys for librdkafka.
+
+        Through a client of its own: asked through the consumer that another thread polls,
+        confluent-kafka 2.16 does not return from the second question.
+        """
         self.pattern = pattern
-        self._client = client
+        settings = {"client.id": "delta-sink", **config}
+        for key in GROUP_KEYS:
+            settings.pop(key, None)
+        self._client: AdminClient = make_client(AdminClient, settings, None)
         self._names: list[str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-topics", daemon=True)
@@ -57,6 +66,8 @@ class TopicWatch:
             except KafkaException:
                 wait_ms = _LOOK_AGAIN_MS  # the consumer itself says when no broker answers
                 continue
+            finally:
+                self._client.poll(0)  # librdkafka's log lines, which would pile up
             known = [name for name, topic in answer.topics.items() if topic.error is None]
             self._names = matching(known, self.pattern)
             wait_ms = LOOK_EVERY_MS if self._names else _LOOK_AGAIN_MS

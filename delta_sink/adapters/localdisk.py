@@ -165,9 +165,7 @@ class LocalDisk:
                 _flush_folder(os.path.dirname(target))
 
     def _full(self, path: str) -> str:
-        parts = path.split("/")
-        assert not any(part in ("", ".", "..") for part in parts), f"not a relative path: {path!r}"
-        assert "\0" not in path, f"not a path: {path!r}"
+        check_path(path)
         return f"{self._root}/{path}"
 
     def _write_temporary(self, path: str, data: bytes | memoryview) -> tuple[str, str]:
@@ -255,6 +253,12 @@ class LocalDisk:
                 return tuple(entries)
         except ObjectMissing:
             return ()
+
+
+def check_path(path: str) -> None:
+    """Assert that `path` stays inside of the table: relative, no empty part, no `.`, no `..`."""
+    assert not any(part in ("", ".", "..") for part in path.split("/")), f"not a path: {path!r}"
+    assert "\0" not in path, f"not a path: {path!r}"
 
 
 @contextmanager

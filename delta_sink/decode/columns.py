@@ -52,7 +52,7 @@ _NONE: Indexes = np.empty(0, np.int64)
 class Mode:
     """How the columns of one pass are read; each step away from the default costs more.
 
-    `numbers`: integer columns as double or as `WHOLE`. `texts`: timestamps as strings.
+    `numbers`: integer columns as double or as `WHOLE`, decimals as `PLACES`. `texts`: timestamps as strings.
     `others`: fields that the table does not have are let through.
     """
 
@@ -66,12 +66,15 @@ class Mode:
 
 
 WHOLE = pa.decimal256(38, 18)
-"""Holds every 64-bit integer and 18 digits after the point; a number beyond that is refused.
+"""Holds every 64-bit integer and 18 digits after the point; a number beyond that is refused."""
+PLACES = pa.decimal256(38, 38)
+"""Holds what lies outside of a decimal column too, to say which records are at fault.
 
-pyarrow compares the digits of the text with the precision and only then scales them up, without
-a second look: `decimal(12,2)` takes 11 digits before the point, and a value may even leave the 128
-bits and come back as another. So a decimal is read with room for all its digits at its scale, and
-its range is checked here.
+For a decimal pyarrow compares the digits of the text with the precision and only then scales them
+up, without a second look: `decimal(12,2)` takes 11 digits before the point, and in 128 bits a
+value may come back as another one. So a decimal is read with room for all its digits at its
+scale (38 digits times 10^38 fit 256 bits), and its range is checked here. The other half of the
+caution is `many_places`.
 """
 
 
@@ -112,7 +115,9 @@ def read_as(data_type: DataType, spec: DecodeSpec, mode: Mode) -> pa.DataType:
             return pa.list_(pa.field("element", read_as(element, spec, mode)))
         case "date" | "binary":
             return pa.string()
-        case Decimal(precision, scale) if precision + scale > pa.decimal128(38).precision:
+        case Decimal() if mode.numbers is not None:
+            return PLACES
+        case Decimal(precision, scale) if precision + scale > 38:
             return pa.decimal256(precision, scale)
         case "timestamp" | "timestamp_ntz" if spec.timestamp_format != "iso8601":
             return pa.int64() if mode.numbers is None else mode.numbers
@@ -152,10 +157,8 @@ def _convert(
             return _convert_list(array, data_type, spec, mode)
         case "float" | "double":
             return array, _true(pc.invert(pc.is_finite(array)))
-        case Decimal(precision, scale):
-            largest = PythonDecimal(f"{'9' * precision}E-{scale}")
-            array, outside = _within(array, -largest, largest)
-            return array.cast(arrow_type(data_type)), outside
+        case Decimal():
+            return _fitting(array, data_type)
         case "date":
             return _in_years(*_by_cast(array, pa.date32(), read_date), pa.date32())
         case "binary":
@@ -295,11 +298,28 @@ def _whole(array: pa.Array, bits: int) -> tuple[pa.Array, Indexes]:
     """Convert decimals to integers; what is not whole or does not fit is left to the exact path."""
     limit = 1 << (bits - 1)
     wanted = {8: pa.int8(), 16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[bits]
-    array, outside = _within(array, PythonDecimal(-limit), PythonDecimal(limit - 1))
-    # Only now is every value within the precision that its type declares.
-    broken = pc.not_equal(array, pc.trunc(array))
-    array, fractions = _without(array, broken)
+    array, outside = _within(_widest(array), PythonDecimal(-limit), PythonDecimal(limit - 1))
+    array, fractions = _without(array, pc.not_equal(array, pc.trunc(array)))
     return array.cast(wanted), np.concatenate([outside, fractions])
+
+
+def _fitting(array: pa.Array, data_type: Decimal) -> tuple[pa.Array, Indexes]:
+    """Convert to the column's decimal; what would be rounded or is out of range is left."""
+    scale = data_type.scale
+    largest = PythonDecimal(f"{'9' * data_type.precision}E-{scale}")
+    array, outside = _within(_widest(array), -largest, largest)
+    rounded = _NONE
+    if array.type.scale != scale:
+        shorter = pc.round(array, ndigits=scale, round_mode="towards_zero")
+        array, rounded = _without(array, pc.not_equal(array, shorter))
+    return array.cast(arrow_type(data_type)), np.concatenate([outside, rounded])
+
+
+def _widest(array: pa.Array) -> pa.Array:
+    """Return the same decimals under the largest precision, which no value can exceed."""
+    kind = array.type
+    wide = pa.decimal256 if kind.bit_width == 256 else pa.decimal128
+    return array.view(wide(76 if kind.bit_width == 256 else 38, kind.scale))
 
 
 def _within(

@@ -25,7 +25,7 @@ from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
 from delta_sink.decode.exact import INTEGER_BITS, ExactDecoder
 from delta_sink.decode.rows import DecodeSpec, Positions, Values, decode_chunk, in_order
-from delta_sink.decode.screen import Screened, screen
+from delta_sink.decode.screen import Screened, many_places, screen
 from delta_sink.delta.types import ArrayType, DataType, Field, StructType, arrow_field
 from delta_sink.errors import DataError
 from delta_sink.model import Records
@@ -35,7 +35,13 @@ SLICE_BYTES_MAX = 8 * 1024 * 1024
 EXACT_VALUES_MAX = 8
 """So few values are not worth another native pass (its fixed cost is that of 20 exact ones)."""
 SPLIT_BUDGET = 6
-"""A slice may be passed over so many times, by bytes, before the exact path takes what is left."""
+"""A slice may be passed over so many times before the exact path takes what is left."""
+FIXED_COST = 100
+"""What a native pass costs apart from its values, in values."""
+OBJECTS_MAX = 256
+"""So many values are Python objects at one time: more wake the garbage collector for nothing."""
+_MODES_MAX = 4
+"""The first mode, and one more for each attribute of `Mode`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +126,22 @@ class _Work:
         open_ranges = [(first, after)]
         while open_ranges:
             low, high = open_ranges.pop()
-            budget -= high - low
             if high - low <= EXACT_VALUES_MAX or budget < 0:
                 self._decide(range(low, high))
                 continue
             outcome = fast(self._values[low:high])
             if isinstance(outcome, Sure):
                 self._take(outcome, low, high)
+                budget -= high - low
             elif outcome.suspect is not None and 0 <= outcome.suspect < high - low:
                 suspect = low + outcome.suspect
                 self._decide(range(suspect, suspect + 1))
-                open_ranges += _halves(suspect + 1, high) + _whole(low, suspect)
+                open_ranges += _growing(suspect + 1, high, outcome.suspect)
+                open_ranges += _whole(low, suspect)
+                budget -= outcome.suspect + FIXED_COST
             else:
                 open_ranges += _halves(low, high)
+                budget -= high - low
 
     def _take(self, sure: Sure, low: int, high: int) -> None:
         self._tables.append(sure.rows)
@@ -149,6 +158,8 @@ class _Work:
             try:
                 row, unknown = self._exact.decode(self._values[place])
             except DataError as error:
+                # A kept traceback would keep the frames, and with them the parsed value.
+                error.__traceback__ = error.__context__ = None
                 self._bad.append((int(place), error))
             else:
                 self._exact_rows.append(row)
@@ -171,6 +182,16 @@ def _whole(low: int, high: int) -> list[tuple[int, int]]:
     return [(low, high)] if high > low else []
 
 
+def _growing(low: int, high: int, gap: int) -> list[tuple[int, int]]:
+    """Return ranges that grow from a few times `gap`: the next bad value is likely as far away."""
+    ranges: list[tuple[int, int]] = []
+    size = 4 * gap + 64
+    while low < high:
+        ranges.append((low, min(low + size, high)))
+        low, size = low + size, size * 2
+    return ranges[::-1]
+
+
 def _halves(low: int, high: int) -> list[tuple[int, int]]:
     middle = (low + high) // 2
     return _whole(middle, high) + _whole(low, middle)
@@ -191,6 +212,7 @@ class ArrowFastPath:
     def __init__(self, spec: DecodeSpec) -> None:
         self._spec = spec
         self._fields = spec.value_fields
+        self._has_decimals = any(holds(f.type, frozenset({"decimal"})) for f in self._fields)
         self._usable = bool(self._fields) and all(is_readable(f.type) for f in self._fields)
         self._schema = pa.schema([arrow_field(f) for f in self._fields])
         self._count = _counter(self._fields)
@@ -204,16 +226,22 @@ class ArrowFastPath:
         screened = screen(
             values, record_bytes_max=spec.record_bytes_max, nesting_max=spec.nesting_max
         )
-        if not screened.values:
-            return Sure(self._schema.empty_table(), screened.taken)
-        try:
-            return self._parse(screened)
-        except pa.ArrowException as error:
-            return Refused(_suspect(str(error), screened))
+        for _ in range(_MODES_MAX):
+            if self._mode.numbers is not None or self._has_decimals:
+                screened = screened.without(many_places(screened))
+            if not screened.values:
+                return Sure(self._schema.empty_table(), screened.taken)
+            try:
+                return self._parse(screened)
+            except pa.ArrowException as error:
+                following = self._next_mode(str(error))
+                if following == self._mode:
+                    return Refused(_suspect(str(error), screened))
+                self._mode = following
+        raise AssertionError("a mode changes at most once for each of its attributes")
 
     def _parse(self, screened: Screened) -> Sure | Refused:
-        """Read the slice in the cheapest mode that takes it."""
-        rows = self._read_learning(screened.joined)
+        rows = self._read_mode(screened.joined)
         if rows.num_rows != len(screened.values):
             return Refused()
         unknown: Indexes | None = None
@@ -223,22 +251,11 @@ class ArrowFastPath:
                 return Refused()
         return self._checked(rows, screened, unknown)
 
-    def _read_learning(self, joined: bytes) -> pa.Table:
-        """Read; change the mode for a reason that pyarrow gives, at most once for each."""
-        while True:
-            try:
-                return self._read_mode(joined)
-            except pa.ArrowInvalid as error:
-                following = self._next_mode(str(error))
-                if following == self._mode:
-                    raise
-                self._mode = following
-
     def _next_mode(self, message: str) -> Mode:
         """Return the mode for the next try. A message that is not known changes nothing."""
         if "unexpected field" in message and self._spec.unknown_fields == "ignore":
             return self._mode.with_(others=True)
-        if "Failed to convert JSON to int" in message:
+        if "Failed to convert JSON to int" in message or "JSON to decimal" in message:
             return self._mode.with_(numbers=WHOLE)
         if "Failed to convert JSON to timestamp" in message:
             return self._mode.with_(texts=True)
@@ -250,6 +267,8 @@ class ArrowFastPath:
         # As doubles first: pyarrow takes strings for decimals, and a string is no integer.
         rows = self._read(joined, self._mode.with_(numbers=pa.float64()), self._fields)
         whole = [f for f in self._fields if holds(f.type, self._whole_kinds())]
+        if not whole:
+            return rows
         exact = self._read(joined, self._mode.with_(numbers=WHOLE, others=True), whole)
         for field in whole:
             rows = rows.set_column(
@@ -281,14 +300,19 @@ class ArrowFastPath:
         """Return how many unknown fields each value has; None if a value is not plainly right."""
         if b"\\u003a" in screened.joined or b"\\u003A" in screened.joined:
             return None  # An escaped colon is written out as a plain one: the counts would lie.
-        try:
-            objects = _LOOSE.decode(b"[" + b",".join(screened.values) + b"]")
-            colons = _WRITER.encode(objects).count(b":")
-        except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+        counts: list[int] = []
+        colons = 0
+        for first in range(0, len(screened.values), OBJECTS_MAX):
+            values = screened.values[first : first + OBJECTS_MAX]
+            try:
+                objects = _LOOSE.decode(b"[" + b",".join(values) + b"]")
+                colons += _WRITER.encode(objects).count(b":")
+            except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError):
+                return None
+            counts += map(self._count, objects)
+        if colons != screened.joined.count(b":") or len(counts) != len(screened.values):
             return None
-        if colons != screened.joined.count(b":") or len(objects) != len(screened.values):
-            return None
-        return np.fromiter(map(self._count, objects), np.int64, len(objects))
+        return np.array(counts, np.int64)
 
     def _checked(self, rows: pa.Table, screened: Screened, unknown: Indexes | None) -> Sure:
         """Convert the columns; leave out values that only the exact path may decide."""

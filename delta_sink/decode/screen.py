@@ -8,7 +8,7 @@ value that is not plainly harmless goes to the exact path instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,15 @@ class Screened:
     joined: bytes
     taken: npt.NDArray[np.int64]
 
+    def without(self, places: Iterable[int]) -> Screened:
+        """Return the same without the values at `places` (of `values`, not of `taken`)."""
+        drop = frozenset(places)
+        if not drop:
+            return self
+        kept = [value for i, value in enumerate(self.values) if i not in drop]
+        taken = np.delete(self.taken, np.fromiter(drop, np.int64, len(drop)))
+        return Screened(kept, b"\n".join(kept), taken)
+
 
 def screen(values: Sequence[bytes], *, record_bytes_max: int, nesting_max: int) -> Screened:
     """Return the harmless ones of `values`; `taken` says where they stood."""
@@ -61,6 +70,67 @@ def screen(values: Sequence[bytes], *, record_bytes_max: int, nesting_max: int) 
     if not wrong.any() and not edges.any():
         return Screened(values, joined, np.arange(len(values)))
     return _trimmed(values, wrong, edges)
+
+
+FRACTION_DIGITS_MAX = 23
+"""With these and nine for the exponent a number has at most 32 decimal places (see below)."""
+
+_ESCAPED_NUMBER = re.compile(rb"\\u00(?:2[bBdDeE]|3[0-9]|[46]5)")
+_SMALL = re.compile(rb"[\"\s:,\[][+-]?[0-9.]+[eE]-[0-9]{2}")
+
+
+def many_places(screened: Screened) -> set[int]:
+    """Return which of the values may hold a number with very many decimal places.
+
+    pyarrow reads a decimal with more than 38 places too many past the end of a table of powers:
+    `99e-39` becomes 0, and `1e-999999999` ends the process. So no decimal reader may see an
+    exponent below -9, a fraction of more than `FRACTION_DIGITS_MAX` digits, or a string whose
+    escapes could spell one. All of the text is looked at, strings too: there can be false alarms,
+    and they only cost the exact path's time.
+    """
+    padded = np.frombuffer(b" " + screened.joined + b"   ", np.uint8)
+    is_digit = (padded - 0x30) < 10
+    found = [*_small_exponents(padded, is_digit), *_long_fractions(padded, is_digit)]
+    if b"\\u00" in screened.joined:
+        found += [match.start() for match in _ESCAPED_NUMBER.finditer(screened.joined)]
+    if not found:
+        return set()
+    ends = np.cumsum(np.fromiter(map(len, screened.values), np.int64, len(screened.values)) + 1)
+    suspects = np.unique(np.searchsorted(ends, np.array(found) - 1, side="right"))
+    return {int(i) for i in suspects if _has_many_places(screened.values[i])}
+
+
+def _small_exponents(
+    padded: npt.NDArray[np.uint8], is_digit: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Return where an `e-` stands between a digit (or point) and two digits."""
+    at = np.flatnonzero(((padded[:-1] | 0x20) == 0x65) & (padded[1:] == 0x2D))
+    after_digit = is_digit[at - 1] | (padded[at - 1] == 0x2E)
+    return at[after_digit & is_digit[at + 2] & is_digit[at + 3]]
+
+
+def _long_fractions(
+    padded: npt.NDArray[np.uint8], is_digit: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Return where more than `FRACTION_DIGITS_MAX` digits follow a point."""
+    runs = is_digit
+    for width in (1, 2, 4, 8):  # Runs of 2, 4, 8, 16 digits: each is two of the last.
+        runs = runs[:-width] & runs[width:]
+        if not runs.any():
+            return np.empty(0, np.int64)
+    runs = runs[:-8] & runs[8:]  # two runs of 16 that overlap by half: 24 digits
+    at = np.flatnonzero(runs)
+    return at[padded[at - 1] == 0x2E]
+
+
+_LONG_FRACTION = re.compile(rb"\.[0-9]{%d}" % (FRACTION_DIGITS_MAX + 1))
+
+
+def _has_many_places(value: bytes) -> bool:
+    return any(
+        pattern.search(value) is not None
+        for pattern in (_SMALL, _LONG_FRACTION, _ESCAPED_NUMBER)
+    )
 
 
 def _joined(

@@ -39,6 +39,10 @@ FAULTS = {
 }
 
 
+POLL_STRETCHED_MS = 64
+NOTHING = Polled()
+
+
 class FakeGroup:
     """One consumer group, with its coordinator.
 
@@ -90,6 +94,7 @@ class FakeGroup:
         self._holder = {
             tp: holder for tp, holder in self._holder.items() if holder != consumer.member
         }
+        self._kafka.wake_readers()
         self._rebalance_soon()
 
     def has(self, consumer: FakeConsumer) -> bool:
@@ -116,6 +121,7 @@ class FakeGroup:
         events: list[ConsumerEvent] = []
         if consumer.generation != self.generation:
             consumer.generation = self.generation
+            self._kafka.wake_readers()
             events += self._revoke(consumer, list(consumer.owned))
         if all(member.generation == self.generation for member in self._members.values()):
             events += self._assign(consumer)
@@ -130,7 +136,7 @@ class FakeGroup:
             del consumer.owned[tp]
             if self._holder.get(tp) == consumer.member:
                 del self._holder[tp]
-        self._kafka.changed.notify()
+        self._kafka.wake_readers()
         return [Revoked(tuple(partitions))]
 
     def _assign(self, consumer: FakeConsumer) -> list[ConsumerEvent]:
@@ -183,7 +189,7 @@ class FakeGroup:
         )
         generation = self.generation
         self._world.later(self.rebalance_timeout_ms, lambda: self._time_out(generation))
-        self._kafka.changed.notify()
+        self._kafka.wake_readers()
 
     def _balance(self) -> dict[TopicPartition, int]:
         """Spread the partitions evenly; where it can be, they stay where they are."""
@@ -259,6 +265,8 @@ class FakeConsumer:
         self._with_keys, self._with_headers = columns
         self._random = kafka.world.random(f"consumer/{host}")
         self._isolated_until_ms = 0
+        self._seen: tuple[int, bool, bool] | None = None
+        self._empty_polls = 0
         self._waiting_for: str | None = None
         self._polled_ms = self._world.now_ms
         self._commit_lands_ms = 0
@@ -269,26 +277,45 @@ class FakeConsumer:
     # --- the port -------------------------------------------------------------------------------
 
     def poll(self, records_max: int, timeout_ms: int) -> Polled:
-        """Return events and records that are there now or come within `timeout_ms`."""
+        """Return events and records that are there now or come within `timeout_ms`.
+
+        It may return earlier with nothing when a job of its host ends, and later when many polls
+        in a row found nothing (up to `POLL_STRETCHED_MS`), as a busy machine is late: a worker
+        that polls every 2 ms while it waits would cost most of a run otherwise.
+        """
         assert records_max >= 1, "records_max is below 1"
         world = self._world
-        world.switch("consumer.poll begins", records_max)
         self._kafka.check_allowed()
         if not self.member:
             self._join()
-        deadline_ms = world.now_ms + max(1, timeout_ms)
+        if not self._is_quiet():
+            world.switch("consumer.poll begins", records_max)
+        deadline_ms = world.now_ms + self._patience_ms(timeout_ms)
         while True:
             self._polled_ms = world.now_ms
             polled = self._poll_once(records_max)
-            left_ms = deadline_ms - world.now_ms
-            if polled.events or polled.records or left_ms <= 0 or not world.in_task:
+            if polled is not NOTHING:
+                self._empty_polls = 0
                 world.switch("consumer.poll ends", _summary(polled))
                 return polled
-            self._kafka.changed.wait(left_ms, "consumer.poll waits", left_ms)
+            left_ms = deadline_ms - world.now_ms
+            if left_ms <= 0 or not world.in_task:
+                return polled
+            signals = (self._kafka.changed, self.host.jobs.ended)
+            world.wait_any(signals, left_ms, "consumer.poll waits", left_ms)
+            if self._is_quiet() and world.now_ms < deadline_ms:
+                self._empty_polls = 0
+                return polled
+
+    def _patience_ms(self, timeout_ms: int) -> int:
+        least_ms = max(1, timeout_ms)
+        self._empty_polls += 1
+        return max(least_ms, min(POLL_STRETCHED_MS, least_ms << min(self._empty_polls - 1, 10)))
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read these partitions from these offsets on; those not owned are passed over."""
         self._world.switch("consumer.start begins", _offsets_text(offsets))
+        self._seen = None
         for tp, offset in offsets.items():
             if tp in self.owned:
                 self.owned[tp] = Reading(offset, is_started=True)
@@ -352,6 +379,7 @@ class FakeConsumer:
 
     def _join(self) -> None:
         is_first = not self.member
+        self._seen = None
         self.owned.clear()
         self._group.join(self)
         if is_first:
@@ -380,18 +408,35 @@ class FakeConsumer:
         wait_ms = self._polled_ms + interval_ms - self._world.now_ms
         self._world.later(wait_ms, self._watch_interval, background=True)
 
+    def _is_quiet(self) -> bool:
+        """Whether nothing that a poll looks at has changed since one found nothing."""
+        return self._seen == self._now_seen()
+
+    def _now_seen(self) -> tuple[int, bool, bool]:
+        return self._kafka.version, self._is_isolated, self._kafka.wire.is_down
+
     def _poll_once(self, records_max: int) -> Polled:
+        if self._is_quiet():
+            return NOTHING
+        events, records = self._look(records_max)
+        if events or records:
+            self._seen = None
+            return Polled(events, records)
+        self._seen = self._now_seen()
+        return NOTHING
+
+    def _look(self, records_max: int) -> tuple[tuple[ConsumerEvent, ...], tuple[Records, ...]]:
         if self._kafka.wire.is_down:
-            return Polled(self._waiting("no broker answers"))
+            return self._waiting("no broker answers"), ()
         events: list[ConsumerEvent] = []
         if not self._is_isolated:
             events += self._meet_group()
         events += self._look_for_topics()
-        gone = self._find_gone()
+        events += self._find_gone()
         records = self._read(records_max)
         if records and self._is_isolated and not self._group.has(self):
             self._world.meet("kafka.zombie", self.host)
-        return Polled((*events, *gone), records)
+        return tuple(events), records
 
     def _meet_group(self) -> list[ConsumerEvent]:
         if self._group.has(self):

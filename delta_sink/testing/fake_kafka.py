@@ -124,7 +124,7 @@ class FakeTransaction:
             log.open_transactions.remove(offsets[0])
             log.end += 1
         self._offsets = {}
-        self._kafka.changed.notify()
+        self._kafka.wake_readers()
 
 
 @dataclass(slots=True)
@@ -143,7 +143,8 @@ class FakeKafka:
         message_bytes_max: a record above it is refused.
         metadata_ms_max: how long at most until groups notice new, grown or deleted topics.
         refused: if set, every client gets a FatalError with this sentence.
-        changed: notified when there is something new to read or to know.
+        changed: notified by `wake_readers`.
+        version: counts the changes that a reader may have to notice.
     """
 
     def __init__(self, world: World, *, topic_ids: bool = True) -> None:
@@ -154,6 +155,7 @@ class FakeKafka:
         self.metadata_ms_max = 5_000
         self.refused: str | None = None
         self.changed = Signal(world)
+        self.version = 0
         self._random = world.random("kafka")
         self._topics: dict[str, _FakeTopic] = {}
         self._groups: dict[str, FakeGroup] = {}
@@ -228,7 +230,7 @@ class FakeKafka:
         """Append a record; return its offset."""
         time_ms = self.world.wall_ms if timestamp_ms is None else timestamp_ms
         offset = self.log(TopicPartition(topic, partition)).append(value, key, headers, time_ms)
-        self.changed.notify()
+        self.wake_readers()
         return offset
 
     def transaction(self) -> FakeTransaction:
@@ -245,13 +247,14 @@ class FakeKafka:
         assert offset <= log.end, f"retention reaches {log.end} at most, not {offset}"
         log.earliest = max(log.earliest, offset)
         log.keep(lambda record: record.offset >= offset)
+        self.wake_readers()
 
     def truncate(self, topic: str, partition: int, end: int) -> None:
         """Let the partition end at `end` again: acknowledged records are lost."""
         log = self.log(TopicPartition(topic, partition))
         log.end = end
         log.keep(lambda record: record.offset < end)
-        self.changed.notify()
+        self.wake_readers()
 
     def records(self, topic: str, partition: int) -> list[KafkaRecord]:
         """Return every record that a reader of committed records can see, by offset."""
@@ -285,6 +288,11 @@ class FakeKafka:
             if name in names or (pattern is not None and re.fullmatch(pattern, name))
         ]
 
+    def wake_readers(self) -> None:
+        """Let every waiting poll look again: there may be something to read or to know."""
+        self.version += 1
+        self.changed.notify()
+
     def check_allowed(self) -> None:
         """Raise FatalError if clients are refused now."""
         if self.refused is not None:
@@ -298,7 +306,7 @@ class FakeKafka:
         """Let every group notice now which topics and partitions there are."""
         for group in self._groups.values():
             group.notice_topics()
-        self.changed.notify()
+        self.wake_readers()
 
 
 class FakeProducer:

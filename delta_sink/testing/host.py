@@ -144,13 +144,17 @@ class FakeJob(Generic[T]):
 
 
 class FakeJobs:
-    """`Jobs` of one host: every job runs beside the others, in whatever order the seed gives."""
+    """`Jobs` of one host: every job runs beside the others, in whatever order the seed gives.
+
+    Attributes:
+        ended: notified when a job of this host ends.
+    """
 
     def __init__(self, world: World, host: Host) -> None:
         self._world = world
         self._host = host
-        self._ended = False
-        self._signal = Signal(world)
+        self.ended = Signal(world)
+        self._has_ended = False
 
     def submit(self, name: str, function: Callable[[], T]) -> FakeJob[T]:
         """Start `function` as a task. The caller may lose its turn here."""
@@ -160,8 +164,8 @@ class FakeJobs:
             try:
                 return function()
             finally:
-                self._ended = True
-                self._signal.notify()
+                self._has_ended = True
+                self.ended.notify()
 
         job = FakeJob[T](self._world.add_owned(self._host, run, name))
         self._world.switch("jobs.submit ends", name)
@@ -169,16 +173,16 @@ class FakeJobs:
 
     def wait_ms(self, duration_ms: int) -> None:
         """Return when a job has ended since the last call, or after `duration_ms`."""
-        if self._ended:
+        if self._has_ended:
             self._world.switch("jobs.wait")
         else:
-            self._signal.wait(duration_ms, "jobs.wait", duration_ms)
-        self._ended = False
+            self.ended.wait(duration_ms, "jobs.wait", duration_ms)
+        self._has_ended = False
 
     def wake(self) -> None:
         """End the present or the next `wait_ms` at once, as a signal handler does."""
-        self._ended = True
-        self._signal.notify()
+        self._has_ended = True
+        self.ended.notify()
 
 
 class FakeTelemetry:

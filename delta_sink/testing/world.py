@@ -31,6 +31,7 @@ STEP_US = 10
 """What one step costs in virtual time: a loop that never blocks still sees its deadlines pass."""
 TRACE_LINES_MAX = 500_000
 KILLED_RAISED_MAX = 1_000
+STALE_WAITERS_MAX = 64
 WALL_START_MS = 1_767_225_600_000
 """Where the wall clocks begin: 2026-01-01T00:00:00Z."""
 
@@ -109,15 +110,18 @@ class Signal:
 
     def wait(self, timeout_ms: int | None, label: str, detail: object = "") -> None:
         """Block the calling task until `notify`, or for `timeout_ms` (None: without limit)."""
-        task = self._world.task()
-        self._waiting.append((task, task._token + 1))
-        self._world.block(timeout_ms, label, detail)
+        self._world.wait_any((self,), timeout_ms, label, detail)
 
     def notify(self) -> None:
         """Make every waiting task runnable. Those whose time ran out meanwhile are passed over."""
         waiting, self._waiting = self._waiting, []
         for task, token in waiting:
             self._world._wake(task, token)
+
+    def _add(self, task: Task) -> None:
+        if len(self._waiting) > STALE_WAITERS_MAX:
+            self._waiting = [entry for entry in self._waiting if entry[0]._token == entry[1]]
+        self._waiting.append((task, task._token + 1))
 
 
 class World:
@@ -307,6 +311,19 @@ class World:
             self._push(max(0, timeout_ms), task, task._token)
         self._hub.switch()
         self._check_alive(task)
+
+    def wait_any(
+        self,
+        signals: Iterable[Signal],
+        timeout_ms: int | None,
+        label: str,
+        detail: object = "",
+    ) -> None:
+        """Block the calling task until one of `signals` is notified, or for `timeout_ms`."""
+        task = self.task()
+        for signal in signals:
+            signal._add(task)
+        self.block(timeout_ms, label, detail)
 
     def sleep_ms(self, duration_ms: int, label: str, detail: object = "") -> None:
         """Return after `duration_ms`; zero is a plain switch point. At once outside any task."""

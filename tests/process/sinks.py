@@ -1,0 +1,291 @@
+"""Writers as processes, a producer with a ledger, and the comparison of the two.
+
+The ledger is what the producer knows: for each acknowledged record its partition, offset and a
+hash of its payload. The table is read through deltalake, raw rows, nothing made distinct.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from confluent_kafka import Producer
+from deltalake import DeltaTable
+
+from delta_sink.delta.actions import Entry, parse_entry
+from delta_sink.delta.receipt import receipt_of
+
+TOPIC = "events"
+SESSION_MS = 2500
+
+SCHEMA = [
+    {"name": "id", "type": "long", "nullable": False},
+    {"name": "payload", "type": "string", "nullable": False},
+]
+
+
+def write_config(folder: Path, bootstrap: str, **overrides: Any) -> Path:
+    """Write a sink's file into `folder` and return its path; groups of `overrides` are merged."""
+    config: dict[str, Any] = {
+        "name": "events-sink",
+        "kafka": {
+            "bootstrap.servers": bootstrap,
+            "session.timeout.ms": SESSION_MS,
+            "heartbeat.interval.ms": 300,
+        },
+        "source": {"topics": [TOPIC], "topic_ids": "none"},
+        "value": {"format": "json"},
+        "table": {"uri": str(folder / "table"), "schema": SCHEMA},
+        "flush": {"interval_ms": 100},
+        "locks": {"path": str(folder / "locks.db")},
+        "logs": {"format": "json", "level": "debug"},
+    }
+    for group, values in overrides.items():
+        if isinstance(values, Mapping) and isinstance(config.get(group), dict):
+            config[group] = {**config[group], **values}
+        else:
+            config[group] = values
+    path = folder / "sink.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@dataclass
+class WriterProcess:
+    """One `delta-sink run writer`, with its JSON log in a file."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return the events logged so far, or those of one name."""
+        found = []
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # the last line of a killed process may be cut
+            if isinstance(event, dict) and (name is None or event.get("event") == name):
+                found.append(event)
+        return found
+
+    def worker_id(self) -> str | None:
+        started = self.events("worker_started")
+        return started[0]["worker"] if started else None
+
+    def steps_out(self) -> list[str]:
+        """Return the jobs that had begun and not ended when the log ends."""
+        out: Counter[str] = Counter()
+        for event in self.events():
+            if event.get("event") == "job_started":
+                out[event["job"]] += 1
+            elif event.get("event") == "job_ended":
+                out[event["job"]] -= 1
+        return sorted(name for name, count in out.items() if count > 0) or ["poll"]
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self, timeout_s: float = 40.0) -> int:
+        """Ask to stop as Kubernetes would, and return the exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout=timeout_s)
+
+
+class Sink:
+    """A sink's file and the writers started on it; every process ends with the context."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self.folder = folder
+        self.config = config
+        self.writers: list[WriterProcess] = []
+        self._count = 0
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self.writers:
+            if writer.process.poll() is None:
+                # A stopped process does not see a SIGKILL's wait until it is continued.
+                writer.process.send_signal(signal.SIGCONT)
+                writer.kill()
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "delta_sink.cli", *arguments, "-c", str(self.config)]
+
+    def start(self, *arguments: str) -> WriterProcess:
+        """Start a writer process."""
+        self._count += 1
+        log_path = self.folder / f"writer-{self._count}.jsonl"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                self.command("run", "writer", *arguments),
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        writer = WriterProcess(process, log_path)
+        self.writers.append(writer)
+        return writer
+
+    def run(self, *arguments: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def audit(self) -> dict[str, Any]:
+        """Return what `audit --deep --json` prints."""
+        done = self.run("audit", "--deep", "--json")
+        assert done.stdout, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert (done.returncode == 0) == found["ok"], done
+        return found
+
+    def entries(self) -> list[Entry]:
+        """Return the table's log."""
+        log = self.folder / "table" / "_delta_log"
+        return [
+            parse_entry(int(path.stem), path.read_bytes(), "") for path in sorted(log.glob("*.json"))
+        ]
+
+    def committed_records(self) -> int:
+        """Return how many records the log says are committed."""
+        return sum(
+            part.records
+            for entry in self.entries()
+            if (receipt := receipt_of(entry)) is not None and receipt.kind == "append"
+            for part in receipt.partitions
+        )
+
+    def commits_of(self, worker: str | None) -> int:
+        """Return how many append commits a worker has in the log."""
+        return sum(
+            receipt.worker == worker and receipt.kind == "append"
+            for entry in self.entries()
+            if (receipt := receipt_of(entry)) is not None
+        )
+
+
+@dataclass
+class Ledger:
+    """What the brokers acknowledged: (topic, partition, offset) → hash of the payload."""
+
+    acknowledged: dict[tuple[str, int, int], str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.acknowledged)
+
+
+def digest(payload: str) -> str:
+    """Return the hash by which payloads are compared."""
+    return hashlib.sha256(payload.encode()).hexdigest()[:16]
+
+
+class LedgerProducer:
+    """Produces records at a steady rate in a thread, and keeps the ledger."""
+
+    def __init__(self, bootstrap: str, partitions: int, rate_per_s: float) -> None:
+        self.ledger = Ledger()
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5})
+        self._partitions = partitions
+        self._rate_per_s = rate_per_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> Ledger:
+        """Stop, wait for every acknowledgement, and return the ledger."""
+        self._stopped.set()
+        self._thread.join()
+        self._producer.flush()
+        return self.ledger
+
+    def produce(self, numbers: Iterable[int]) -> None:
+        """Produce records of these ids now."""
+        for number in numbers:
+            payload = f"payload of {number} " + "é" * (number % 7)
+            value = json.dumps({"id": number, "payload": payload}).encode()
+            self._producer.produce(
+                TOPIC,
+                value=value,
+                partition=number % self._partitions,
+                on_delivery=self._noted(digest(payload)),
+            )
+
+    def flush(self) -> None:
+        self._producer.flush()
+
+    def _noted(self, payload_digest: str) -> Any:
+        def delivered(error: object, message: Any) -> None:
+            assert error is None, error
+            key = (message.topic(), message.partition(), message.offset())
+            assert key not in self.ledger.acknowledged
+            self.ledger.acknowledged[key] = payload_digest
+
+        return delivered
+
+    def _run(self) -> None:
+        started_s = time.monotonic()
+        number = 0
+        while not self._stopped.is_set():
+            due = int((time.monotonic() - started_s) * self._rate_per_s)
+            if due > number:
+                self.produce(range(number, due))
+                number = due
+            self._producer.poll(0.01)
+
+
+def compare(table: Path, ledger: Ledger) -> dict[str, int]:
+    """Return how many records of the ledger are lost, doubled, altered or unknown in the table."""
+    rows = DeltaTable(str(table)).to_pyarrow_table(
+        columns=["payload", "_kafka_topic", "_kafka_partition", "_kafka_offset"]
+    )
+    seen: Counter[tuple[str, int, int]] = Counter()
+    altered = 0
+    for payload, topic, partition, offset in zip(
+        *(rows.column(name).to_pylist() for name in rows.column_names), strict=True
+    ):
+        key = (topic, partition, offset)
+        seen[key] += 1
+        altered += ledger.acknowledged.get(key) != digest(payload)
+    return {
+        "rows": rows.num_rows,
+        "lost": sum(key not in seen for key in ledger.acknowledged),
+        "doubled": sum(count - 1 for count in seen.values()),
+        "altered": altered,
+    }
+
+
+def wait_until(condition: Any, timeout_s: float, what: str) -> None:
+    """Return when `condition()` is true; fail with `what` after `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
