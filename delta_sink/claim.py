@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from delta_sink.config import Settings
 from delta_sink.delta.actions import Action, Txn
 from delta_sink.delta.commit import Log, commit, follow, open_log
 from delta_sink.delta.plan import (
@@ -29,6 +28,7 @@ from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
 from delta_sink.errors import BrokerUnavailable, FencedError, SourceRefused, TableRefused
 from delta_sink.model import AppId, OffsetRange, Run, TopicPartition
 from delta_sink.ports import Broker, Topic
+from delta_sink.settings import Settings
 from delta_sink.start import (
     StartEarliest,
     StartGroup,
@@ -142,7 +142,7 @@ def settle(
     if missing:
         raise BrokerUnavailable(f"the brokers do not know {missing[0]}, which is assigned to us")
     _refuse_other_spelling(state, app_ids)
-    state = _claim_all(source, state, topics, app_ids, author)
+    state = _claim_all(source, state, app_ids, author)
     starts, halted = _guarded(source, state, {tp: app_ids[tp] for tp in partitions})
     return Settled(state, starts, halted, _ends(source, app_ids) if ends else None)
 
@@ -170,7 +170,6 @@ def _refuse_other_spelling(state: LogState, app_ids: Mapping[TopicPartition, App
 def _claim_all(
     source: Source,
     state: LogState,
-    topics: Mapping[str, Topic],
     app_ids: Mapping[TopicPartition, AppId],
     author: Author,
 ) -> LogState:
@@ -179,7 +178,7 @@ def _claim_all(
         missing = {tp: app_id for tp, app_id in app_ids.items() if str(app_id) not in state.txns}
         if not missing:
             return state
-        offsets = _resolve(source, state, topics, app_ids, missing)
+        offsets = _resolve(source, state, app_ids, missing)
         try:
             state = commit(source.log, state, _claim_plan(source, missing, offsets, author))
         except FencedError:
@@ -197,7 +196,6 @@ def _claim_all(
 def _resolve(
     source: Source,
     state: LogState,
-    topics: Mapping[str, Topic],
     app_ids: Mapping[TopicPartition, AppId],
     missing: Mapping[TopicPartition, AppId],
 ) -> dict[TopicPartition, int]:

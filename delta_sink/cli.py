@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import click
 
 from delta_sink import __version__
-from delta_sink.audit import audit_log, audit_rows
 from delta_sink.claim import open_table
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
@@ -30,10 +29,9 @@ from delta_sink.wiring import (
     create_locks,
     create_topics,
     load_settings,
+    make_audit,
     make_leases,
     make_parts,
-    make_row_reader,
-    make_served,
     make_source,
     make_writer,
     probe_store,
@@ -82,7 +80,9 @@ def run() -> None:
 @run.command("writer")
 @configured
 @click.option("--until-end", is_flag=True, help="Stop at the end offsets seen at the start.")
-def run_writer(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, until_end: bool) -> None:
+def run_writer(
+    config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, until_end: bool
+) -> None:
     """Write the topics of one sink into its table."""
     settings = load_settings(config, sets)
     parts = make_parts(settings)
@@ -180,10 +180,7 @@ def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bo
 def audit(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, deep: bool) -> None:
     """Prove from the table that every record is in it exactly once, or name what is not."""
     settings = load_settings(config, sets)
-    parts = make_parts(settings, quiet=True)
-    found = audit_log(parts.log, settings.name)
-    if deep:
-        found = audit_rows(found, make_row_reader(parts), make_served(parts))
+    found = make_audit(make_parts(settings, quiet=True), deep=deep)
     if as_json:
         _print_json(found.to_json())
     else:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from delta_sink.claim import Source
 from delta_sink.delta.commit import open_log
-from delta_sink.delta.logstore import LOG_STORE_PROPERTY
 from delta_sink.delta.probe import probe_conditional_put
-from delta_sink.delta.support import refuse_log_store, refuse_unsupported
+from delta_sink.delta.support import LOG_STORE_PROPERTY, refuse_log_store, refuse_unsupported
 from delta_sink.errors import DeltaSinkError, SourceRefused
 from delta_sink.ports import LeaseStore
 from delta_sink.view import view_of

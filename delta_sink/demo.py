@@ -29,9 +29,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 
 from delta_sink.adapters.embedded import EmbeddedBroker
-from delta_sink.demo_records import COLUMNS, orders
 from delta_sink.delta.actions import Entry
 from delta_sink.delta.receipt import receipt_of
+from delta_sink.demo_records import COLUMNS, orders
 from delta_sink.errors import DeltaSinkError
 from delta_sink.wiring import Parts, load_settings, make_parts
 
@@ -166,7 +166,7 @@ def _produce(bootstrap: str, count: int, partitions: int, produced: Produced, se
             while number - seen.records > window:
                 time.sleep(0.01)
         producer.flush()
-    except BaseException as error:  # noqa: BLE001  # handed to the main thread, which raises it
+    except BaseException as error:  # handed to the main thread, which raises it
         produced.error = error
     produced.is_done = True
 
@@ -302,7 +302,16 @@ def _watching(
 
 
 def _audit(config: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "delta_sink.cli", "audit", "--deep", "--json", "-c", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "delta_sink.cli",
+        "audit",
+        "--deep",
+        "--json",
+        "-c",
+        str(config),
+    ]
     done = subprocess.run(command, capture_output=True, check=False, cwd=config.parent)  # noqa: S603  # our own command line
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -345,7 +354,9 @@ def _print_report(
 ) -> None:
     adds = [add for entry in seen.entries for add in entry.adds]
     facts = Grid.grid(padding=(0, 2))
-    facts.add_row("records", f"{result['records']:,} produced, {result['rows']:,} rows in the table")
+    facts.add_row(
+        "records", f"{result['records']:,} produced, {result['rows']:,} rows in the table"
+    )
     facts.add_row("throughput", f"{result['records_per_s']:,} records/s, as fast as they came")
     facts.add_row("commits", f"{result['commits']:,}, table version {len(seen.entries) - 1}")
     facts.add_row(

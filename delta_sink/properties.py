@@ -65,6 +65,10 @@ class KafkaProperties(Mapping[str, str]):
         shown = {k: "**********" if k in self._hidden else v for k, v in self._values.items()}
         return f"KafkaProperties({shown!r})"
 
+    def secrets(self) -> list[str]:
+        """Return the values that may stand in no log line."""
+        return [self._values[key] for key in sorted(self._hidden)]
+
     @classmethod
     def __get_pydantic_core_schema__(
         cls, source: object, handler: GetCoreSchemaHandler

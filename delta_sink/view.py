@@ -9,18 +9,11 @@ from delta_sink.decode.json import JsonDecoder
 from delta_sink.decode.rows import DecodeSpec
 from delta_sink.delta.parquet import FileLayout
 from delta_sink.delta.plan import SameTable
-from delta_sink.delta.schema import (
-    METADATA_FIELDS,
-    Derived,
-    ParsedColumns,
-    TableSchema,
-    differences,
-    parse_columns,
-)
+from delta_sink.delta.schema import METADATA_FIELDS, TableSchema, differences
 from delta_sink.delta.state import LogState
 from delta_sink.delta.table import TableSpec
-from delta_sink.errors import ConfigError, TableRefused
-from delta_sink.settings import Settings, TableSettings
+from delta_sink.errors import TableRefused
+from delta_sink.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +25,15 @@ class TableView:
     layout: FileLayout
 
 
-def _columns(table: TableSettings) -> ParsedColumns:
-    if table.schema is None:
-        return ParsedColumns((), (), ())
-    parsed = parse_columns(table.schema, "table.schema", tuple(table.metadata_columns))
-    if parsed.problems:
-        raise ConfigError(parsed.problems)
-    return parsed
-
-
 def table_spec(settings: Settings) -> TableSpec | None:
     """Return the table that the configuration asks for, or None without `table.schema`."""
     table = settings.table
-    if table.schema is None:
+    columns = table.columns
+    if columns is None:
         return None
     metadata = tuple(METADATA_FIELDS[name] for name in table.metadata_columns)
     return TableSpec(
-        schema=TableSchema((*_columns(table).fields, *metadata)),
+        schema=TableSchema((*columns.fields, *metadata)),
         partition_by=tuple(table.partition_by),
         properties=table.creation_properties,
         comment=table.comment,
@@ -65,10 +50,10 @@ def view_of(settings: Settings, state: LogState) -> TableView:
     partition_by = state.metadata.partition_columns
     _refuse_disagreement(settings, schema, partition_by)
     table, value = settings.table, settings.value
-    derived: tuple[Derived, ...] = _columns(table).derived
+    columns = table.columns
     spec = DecodeSpec(
         schema=schema,
-        derived=derived,
+        derived=columns.derived if columns is not None else (),
         partition_by=partition_by,
         metadata_columns=tuple(table.metadata_columns),
         tombstones=value.tombstones,

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
 from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
+from delta_sink.adapters.kafka_creation import ensure_topics
 from delta_sink.adapters.logs import LogTelemetry
 from delta_sink.adapters.objectstore import StorageOptions, open_store
 from delta_sink.adapters.sqlite import SqliteLeases
 from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
 from delta_sink.adapters.traced import TracedJobs
 from delta_sink.append import DeadLetterTarget
+from delta_sink.audit import Audit, audit_log, audit_rows
 from delta_sink.claim import Source
 from delta_sink.config import Source as ConfigSource
 from delta_sink.config import load
@@ -25,6 +27,7 @@ from delta_sink.delta.probe import probe_conditional_put
 from delta_sink.errors import ConfigError, StoreUnavailable
 from delta_sink.memory import MIB, MemoryBudget
 from delta_sink.ports import LeaseStore
+from delta_sink.rules import memory_problems
 from delta_sink.settings import Settings
 from delta_sink.view import table_spec
 from delta_sink.writer import Writer
@@ -181,20 +184,28 @@ def probe_store(parts: Parts) -> None:
             parts.log.clock.sleep_ms(min(10_000, 250 << attempt))
 
 
-def make_row_reader(parts: Parts) -> RowReader:
-    """Return the independent reader of the table's rows."""
-    return DeltaRows(parts.settings.table.uri, parts.settings.table.storage, os.environ)
+def make_audit(parts: Parts, *, deep: bool) -> Audit:
+    """Return what the log proves; with `deep` also what the rows and Kafka say."""
+    found = audit_log(parts.log, parts.settings.name)
+    if not deep:
+        return found
+    # deltalake is large, and no worker needs it.
+    from delta_sink.adapters.deltareader import DeltaRows
+    from delta_sink.adapters.kafka_reader import KafkaServed
 
-
-def make_served(parts: Parts) -> Served:
-    """Return what Kafka serves of a partition, for comparing it with the rows."""
-    return KafkaServed(parts.settings.kafka)
+    settings = parts.settings
+    rows = DeltaRows(settings.table.uri, settings.table.storage, os.environ)
+    return audit_rows(found, rows, KafkaServed(settings.kafka))
 
 
 def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
     """Return a writer, ready to run, and the threads of its jobs."""
     settings = parts.settings
-    budget = MemoryBudget.of(memory_bytes_max(settings))
+    memory_bytes = memory_bytes_max(settings)
+    problems = list(memory_problems(settings, memory_bytes))
+    if problems:
+        raise ConfigError(problems)
+    budget = MemoryBudget.of(memory_bytes)
     errors = settings.errors
     dead_letters = None
     if errors.dead_letter_topic is not None:

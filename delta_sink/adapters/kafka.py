@@ -35,7 +35,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
 
 from delta_sink.adapters.kafka_client import is_refusal, make_client, refusal, said
-from delta_sink.adapters.kafka_topics import TopicWatch
+from delta_sink.adapters.kafka_topics import TopicWatch, matching
 from delta_sink.errors import FatalError
 from delta_sink.model import Header, Records, TopicPartition
 from delta_sink.ports import (
@@ -132,7 +132,8 @@ class KafkaConsumer:
         settings = consumer_settings(config, group=group, queue_bytes_max=queue_bytes_max)
         settings |= {"error_cb": self._on_error, "on_commit": self._on_commit}
         self._client: Any = make_client(Client, settings, telemetry)
-        self._watch = None if pattern is None else TopicWatch(config, pattern)
+        self._pattern = pattern
+        self._watch = self._watched(config)
         if self._topics:
             self._subscribe()
 
@@ -146,8 +147,8 @@ class KafkaConsumer:
             FatalError: the group, a topic or the credentials are refused for good, or the same
                 offset could not be read `UNREADABLE_TRIES_MAX` times.
         """
-        if self._watch is not None:
-            self._follow_pattern(self._watch)
+        if self._watch is not None and (names := self._watch.names()) is not None:
+            self._found(names)
         timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
         records = self._taken(self._client.consume(records_max, timeout_s))
         if self._unstarted:
@@ -212,19 +213,31 @@ class KafkaConsumer:
                 on_lost=self._on_lost,
             )
 
-    def _follow_pattern(self, watch: TopicWatch) -> None:
-        names = watch.names()
-        if names is None or names == self._topics:
-            if names == []:
-                self._wait_for(
-                    f"waiting for a topic that matches {watch.pattern!r}: there is none yet"
-                )
-            return
-        self._topics = names
-        if names:
+    def _watched(self, config: Mapping[str, str]) -> TopicWatch | None:
+        """Watch for topics where the group's protocol does not tell: see `_found`."""
+        pattern, topics = self._pattern, self._topics
+        if pattern is not None:
+            return TopicWatch(config, lambda names: matching(names, pattern))
+        if _is_kip_848(config):
+            return TopicWatch(config, lambda names: [name for name in topics if name in names])
+        return None
+
+    def _found(self, names: list[str]) -> None:
+        """Go by what the watch found: subscribe to what matches, or say which topics lack."""
+        if self._pattern is None:
+            for name in self._topics:
+                if name not in names:
+                    self._wait_for(_absence(TopicPartition(name, 0), was_ours=False))
+            if len(names) == len(self._topics) and self._watch is not None:
+                self._watch.close()
+                self._watch = None
+        elif not names:
+            pattern = self._pattern
+            self._wait_for(f"waiting for a topic that matches {pattern!r}: there is none yet")
+            # Topics that are gone stay subscribed: librdkafka reports them, and gives them up.
+        elif names != self._topics:
+            self._topics = names
             self._subscribe()
-        else:
-            self._client.unsubscribe()
 
     def _on_assign(self, _client: object, places: list[Place]) -> None:
         """Accept the partitions and pause them. Must not raise: see `_answered`."""
@@ -496,7 +509,7 @@ def consumer_settings(
         "check.crcs": True,
         "statistics.interval.ms": 0,
     }
-    if user.get("group.protocol", "classic").lower() != "consumer":
+    if not _is_kip_848(user):
         defaults["partition.assignment.strategy"] = "cooperative-sticky"
     ours: dict[str, Any] = {
         "group.id": group,
@@ -516,9 +529,13 @@ def _absence(tp: TopicPartition, *, was_ours: bool) -> str:
     return f"waiting for topic {tp.topic!r}: it does not exist yet"
 
 
+def _is_kip_848(user: Mapping[str, str]) -> bool:
+    return user.get("group.protocol", "classic").lower() == "consumer"
+
+
 def _is_incremental(user: Mapping[str, str]) -> bool:
     """Return whether the group's rebalances are told as differences."""
-    if user.get("group.protocol", "classic").lower() == "consumer":
+    if _is_kip_848(user):
         return True
     return "cooperative" in user.get("partition.assignment.strategy", "cooperative-sticky")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from confluent_kafka import KafkaException
@@ -31,15 +31,21 @@ def matching(names: Iterable[str], pattern: str) -> list[str]:
 
 
 class TopicWatch:
-    """Asks the brokers for the topics again and again, in a thread of its own."""
+    """Asks the brokers again and again which of the topics there are that somebody wants."""
 
-    def __init__(self, config: Mapping[str, str], pattern: str) -> None:
-        """Begin to ask, with the user's keys for librdkafka.
+    def __init__(
+        self, config: Mapping[str, str], wanted: Callable[[Collection[str]], list[str]]
+    ) -> None:
+        """Begin to ask, in a thread of its own, with the user's keys for librdkafka.
 
-        Through a client of its own: asked through the consumer that another thread polls,
+        Through a client of its own, too: asked through the consumer that another thread polls,
         confluent-kafka 2.16 does not return from the second question.
+
+        Args:
+            config: librdkafka's keys as the user wrote them.
+            wanted: picks from the names of all topics those to report.
         """
-        self.pattern = pattern
+        self._wanted = wanted
         settings = {"client.id": "delta-sink", **config}
         for key in GROUP_KEYS:
             settings.pop(key, None)
@@ -50,24 +56,24 @@ class TopicWatch:
         self._thread.start()
 
     def names(self) -> list[str] | None:
-        """Return the topics that match by the last answer; None before the first."""
+        """Return the wanted topics that exist by the last answer; None before the first."""
         return self._names
 
     def close(self) -> None:
-        """End the thread, within the time of one request."""
+        """Ask no more. Returns at once; the thread ends when its request is answered."""
         self._ended.set()
-        self._thread.join()
 
     def _run(self) -> None:
         wait_ms = 0
         while not self._ended.wait(wait_ms / 1000):
+            wait_ms = _LOOK_AGAIN_MS
             try:
                 answer = self._client.list_topics(timeout=_ANSWER_MS_MAX / 1000)
             except KafkaException:
-                wait_ms = _LOOK_AGAIN_MS  # the consumer itself says when no broker answers
-                continue
+                continue  # the consumer itself says when no broker answers
             finally:
                 self._client.poll(0)  # librdkafka's log lines, which would pile up
-            known = [name for name, topic in answer.topics.items() if topic.error is None]
-            self._names = matching(known, self.pattern)
-            wait_ms = LOOK_EVERY_MS if self._names else _LOOK_AGAIN_MS
+            known = {name for name, topic in answer.topics.items() if topic.error is None}
+            self._names = self._wanted(known)
+            if self._names:
+                wait_ms = LOOK_EVERY_MS

@@ -226,7 +226,7 @@ class S3Store:
 
     def _e_tag(self, e_tag: str | None) -> str:
         if not e_tag:
-            raise StoreRefused(f"the store of {self._place} sends no ETag, which commits need")
+            raise StoreRefused(f"{self._place}: {_REFUSALS['MissingEtag']}")
         return e_tag
 
     @contextmanager
@@ -267,6 +267,11 @@ _HINTS = {
 }
 _RETRIABLE_STATUS = frozenset({408, 409, 425, 429})
 _RETRIABLE_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "Throttling"})
+_REFUSALS = {
+    "Builder": "the endpoint's address is refused",
+    "BareRedirect": "it answers with a redirect; is the bucket in another region?",
+    "MissingEtag": "it sends no ETag, which commits need",
+}
 _KINDS = {
     "Timeout": "no answer in time",
     "Connect": "no connection",
@@ -291,19 +296,19 @@ class Answer:
         status = re.search(r"Server returned non-2xx status code: (\d+)", message)
         code = re.search(r"<Code>([A-Za-z0-9]{1,60})</Code>", message)
         url = re.search(r"Error performing [A-Z]+ (\S+) in ", message)
-        kind = re.search(r"\bkind: ([A-Z]\w+)", message)
+        kind = re.search(r"\bkind: ([A-Z]\w+)|\b(MissingEtag|BareRedirect)\b", message)
         return cls(
             int(status[1]) if status else None,
             code[1] if code else "",
             url[1] if url else "",
-            kind[1] if kind else "",
+            (kind[1] or kind[2]) if kind else "",
         )
 
     @property
     def is_unusable(self) -> bool:
         """Return whether it says nothing about what the store did: no definite no."""
         if self.status is None:
-            return self.kind != "Builder"
+            return self.kind not in _REFUSALS
         if self.code in _RETRIABLE_CODES or self.status in _RETRIABLE_STATUS:
             return True
         return self.status >= 500 and self.status != 501  # 501: it never will
@@ -311,9 +316,7 @@ class Answer:
     def __str__(self) -> str:
         if self.status is not None:
             return f"HTTP status {self.status} {self.code}".rstrip()
-        if self.kind == "Builder":
-            return "the endpoint's address is refused"
-        return _KINDS.get(self.kind, "no usable answer")
+        return _REFUSALS.get(self.kind) or _KINDS.get(self.kind, "no usable answer")
 
 
 def _problems(uri: str, bucket: str, storage: StorageOptions) -> list[str]:

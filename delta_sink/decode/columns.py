@@ -32,8 +32,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from delta_sink.decode.exact import INTEGER_BITS, Refused, binary_reader, read_date, timestamp_reader
 from delta_sink.decode.rows import TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, DecodeSpec
+from delta_sink.decode.scalars import (
+    INTEGER_BITS,
+    Misfit,
+    binary_reader,
+    read_date,
+    timestamp_reader,
+)
 from delta_sink.delta.types import (
     ArrayType,
     DataType,
@@ -249,7 +255,7 @@ def _one_by_one(
     for i, text in enumerate(texts.to_pylist()):
         try:
             values.append(None if text is None else read(text))
-        except Refused:
+        except Misfit:
             values.append(None)
             wrong.append(i)
     return pa.array(values, wanted), np.array(wrong, np.int64)
@@ -259,9 +265,7 @@ _BELOW_MICROSECONDS = r"([.][0-9]{6})[0-9]+"
 _NO_ZONE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+)?$"
 
 
-def _from_iso(
-    array: pa.Array, data_type: DataType, spec: DecodeSpec
-) -> tuple[pa.Array, Indexes]:
+def _from_iso(array: pa.Array, data_type: DataType, spec: DecodeSpec) -> tuple[pa.Array, Indexes]:
     wanted = arrow_type(data_type)
     if pa.types.is_timestamp(array.type):
         return _in_years(array, _NONE, wanted)
@@ -273,19 +277,13 @@ def _from_iso(
     if data_type == "timestamp":
         bare = pc.match_substring_regex(cut, _NO_ZONE)
         timed = pc.match_substring(cut, ":")
-        cut = pc.if_else(
-            pc.and_(bare, timed), pc.binary_join_element_wise(cut, "Z", ""), cut
-        )
+        cut = pc.if_else(pc.and_(bare, timed), pc.binary_join_element_wise(cut, "Z", ""), cut)
     return _in_years(*_by_cast(cut, wanted, read), wanted)
 
 
-def _from_epoch(
-    array: pa.Array, data_type: DataType, spec: DecodeSpec
-) -> tuple[pa.Array, Indexes]:
+def _from_epoch(array: pa.Array, data_type: DataType, spec: DecodeSpec) -> tuple[pa.Array, Indexes]:
     wanted = arrow_type(data_type)
-    numbers, doubtful = (
-        _whole(array, 64) if pa.types.is_decimal(array.type) else (array, _NONE)
-    )
+    numbers, doubtful = _whole(array, 64) if pa.types.is_decimal(array.type) else (array, _NONE)
     factor = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1}[spec.timestamp_format]
     first, last = -(-TIMESTAMP_MIN_US // factor), TIMESTAMP_MAX_US // factor
     outside = pc.or_(pc.less(numbers, first), pc.greater(numbers, last))
@@ -322,9 +320,7 @@ def _widest(array: pa.Array) -> pa.Array:
     return array.view(wide(76 if kind.bit_width == 256 else 38, kind.scale))
 
 
-def _within(
-    array: pa.Array, first: PythonDecimal, last: PythonDecimal
-) -> tuple[pa.Array, Indexes]:
+def _within(array: pa.Array, first: PythonDecimal, last: PythonDecimal) -> tuple[pa.Array, Indexes]:
     """Put null where a decimal is outside of `first` to `last`, and say where."""
     low, high = pa.scalar(first, array.type), pa.scalar(last, array.type)
     return _without(array, pc.or_(pc.less(array, low), pc.greater(array, high)))

@@ -23,8 +23,9 @@ import pyarrow.json as pj
 
 from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
-from delta_sink.decode.exact import INTEGER_BITS, ExactDecoder
+from delta_sink.decode.exact import ExactDecoder
 from delta_sink.decode.rows import DecodeSpec, Positions, Values, decode_chunk, in_order
+from delta_sink.decode.scalars import INTEGER_BITS
 from delta_sink.decode.screen import Screened, many_places, screen
 from delta_sink.delta.types import ArrayType, DataType, Field, StructType, arrow_field
 from delta_sink.errors import DataError
@@ -34,9 +35,9 @@ SLICE_BYTES_MAX = 8 * 1024 * 1024
 """What one native pass sees at most, unless a single value is larger."""
 EXACT_VALUES_MAX = 8
 """So few values are not worth another native pass (its fixed cost is that of 20 exact ones)."""
-SPLIT_BUDGET = 6
+SPLIT_BUDGET = 4
 """A slice may be passed over so many times before the exact path takes what is left."""
-FIXED_COST = 100
+FIXED_COST = 500
 """What a native pass costs apart from its values, in values."""
 OBJECTS_MAX = 256
 """So many values are Python objects at one time: more wake the garbage collector for nothing."""
@@ -132,7 +133,7 @@ class _Work:
             outcome = fast(self._values[low:high])
             if isinstance(outcome, Sure):
                 self._take(outcome, low, high)
-                budget -= high - low
+                budget -= high - low + FIXED_COST
             elif outcome.suspect is not None and 0 <= outcome.suspect < high - low:
                 suspect = low + outcome.suspect
                 self._decide(range(suspect, suspect + 1))
@@ -141,7 +142,7 @@ class _Work:
                 budget -= outcome.suspect + FIXED_COST
             else:
                 open_ranges += _halves(low, high)
-                budget -= high - low
+                budget -= high - low + FIXED_COST
 
     def _take(self, sure: Sure, low: int, high: int) -> None:
         self._tables.append(sure.rows)
@@ -319,9 +320,7 @@ class ArrowFastPath:
         sure = np.ones(rows.num_rows, np.bool_)
         columns = []
         for field in self._fields:
-            column, doubtful = convert(
-                _flat(rows[field.name]), field, self._spec, self._mode
-            )
+            column, doubtful = convert(_flat(rows[field.name]), field, self._spec, self._mode)
             sure[doubtful] = False
             columns.append(column)
         table = pa.table(columns, names=[f.name for f in self._fields])
@@ -329,9 +328,7 @@ class ArrowFastPath:
         if not sure.all():
             table, taken = table.filter(pa.array(sure)), taken[sure]
             unknown = None if unknown is None else unknown[sure]
-        return Sure(
-            table.cast(self._schema), taken, 0 if unknown is None else int(unknown.sum())
-        )
+        return Sure(table.cast(self._schema), taken, 0 if unknown is None else int(unknown.sum()))
 
 
 _LOOSE = msgspec.json.Decoder(list[dict[str, object]])

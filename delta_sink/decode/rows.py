@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +111,8 @@ def decode_chunk(spec: DecodeSpec, chunk: Sequence[Records], decode: DecodeValue
     """Return rows and outcomes of `chunk`, its values decoded by `decode` in one call."""
     values = _values_of(chunk)
     present, nulls = _split_tombstones(values)
-    decoded = decode(values if not len(nulls) else [values[i] for i in present])  # type: ignore[misc]  # `present` leaves out every None
-    assert decoded.rows.num_rows == len(decoded.taken), "rows and places must match"
+    decoded = decode(_without_nulls(values, nulls))
+    assert decoded.rows.num_rows == len(decoded.taken) or not spec.value_fields, "one place a row"
     assert len(decoded.taken) + len(decoded.bad) == len(present), "every value has one outcome"
     problems = {int(present[i]): error for i, error in decoded.bad}
     rows, places = decoded.rows, present[decoded.taken]
@@ -145,6 +145,12 @@ def _split_tombstones(values: Sequence[bytes | None]) -> tuple[Positions, Positi
     return np.flatnonzero(~is_null), np.flatnonzero(is_null)
 
 
+def _without_nulls(values: Sequence[bytes | None], nulls: Positions) -> Sequence[bytes]:
+    if not len(nulls):
+        return cast("Sequence[bytes]", values)
+    return [value for value in values if value is not None]
+
+
 def _with_null_rows(
     spec: DecodeSpec,
     rows: pa.Table,
@@ -155,7 +161,9 @@ def _with_null_rows(
     """Return rows and places with one row of nulls a tombstone, unless a column forbids it."""
     required = [f for f in spec.value_fields if not f.nullable]
     if required:
-        sentence = f"field '{required[0].name}': expected {type_text(required[0].type)}, got a tombstone"
+        sentence = (
+            f"field '{required[0].name}': expected {type_text(required[0].type)}, got a tombstone"
+        )
         error = bad("missing_field", sentence, sentence)
         problems |= {int(i): error for i in nulls}
         return rows, places
@@ -221,7 +229,7 @@ class _Beside:
         return pa.array(self._pick(_numbers(self._chunk, "offsets")), pa.int64())
 
     def timestamp(self) -> pa.Array:
-        """Kafka's timestamps; null where Kafka has none (−1) or no engine could read it."""
+        """Kafka's timestamps; null where Kafka has none (-1) or no engine could read it."""
         millis = self._pick(_numbers(self._chunk, "timestamps_ms"))
         absent = (
             (millis == -1)
@@ -380,6 +388,6 @@ def _outcomes(
 
 
 def _bad_record(part: Records, index: int, error: DataError) -> BadRecord:
-    offset = part.offsets[index]
+    offset = int(part.offsets[index])
     where = f"{part.tp}@{offset}: "
     return BadRecord(offset, index, error.reason, where + error.message, where + error.redacted)

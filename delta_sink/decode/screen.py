@@ -92,12 +92,12 @@ def many_places(screened: Screened) -> set[int]:
     is_digit = (padded - 0x30) < 10
     found = [*_small_exponents(padded, is_digit), *_long_fractions(padded, is_digit)]
     if b"\\u00" in screened.joined:
-        found += [match.start() for match in _ESCAPED_NUMBER.finditer(screened.joined)]
+        found += [match.start() + 1 for match in _ESCAPED_NUMBER.finditer(screened.joined)]
     if not found:
         return set()
     ends = np.cumsum(np.fromiter(map(len, screened.values), np.int64, len(screened.values)) + 1)
     suspects = np.unique(np.searchsorted(ends, np.array(found) - 1, side="right"))
-    return {int(i) for i in suspects if _has_many_places(screened.values[i])}
+    return {i for i in suspects.tolist() if _has_many_places(screened.values[i])}
 
 
 def _small_exponents(
@@ -106,7 +106,8 @@ def _small_exponents(
     """Return where an `e-` stands between a digit (or point) and two digits."""
     at = np.flatnonzero(((padded[:-1] | 0x20) == 0x65) & (padded[1:] == 0x2D))
     after_digit = is_digit[at - 1] | (padded[at - 1] == 0x2E)
-    return at[after_digit & is_digit[at + 2] & is_digit[at + 3]]
+    found: npt.NDArray[np.int64] = at[after_digit & is_digit[at + 2] & is_digit[at + 3]]
+    return found
 
 
 def _long_fractions(
@@ -120,7 +121,8 @@ def _long_fractions(
             return np.empty(0, np.int64)
     runs = runs[:-8] & runs[8:]  # two runs of 16 that overlap by half: 24 digits
     at = np.flatnonzero(runs)
-    return at[padded[at - 1] == 0x2E]
+    found: npt.NDArray[np.int64] = at[padded[at - 1] == 0x2E]
+    return found
 
 
 _LONG_FRACTION = re.compile(rb"\.[0-9]{%d}" % (FRACTION_DIGITS_MAX + 1))
@@ -128,8 +130,7 @@ _LONG_FRACTION = re.compile(rb"\.[0-9]{%d}" % (FRACTION_DIGITS_MAX + 1))
 
 def _has_many_places(value: bytes) -> bool:
     return any(
-        pattern.search(value) is not None
-        for pattern in (_SMALL, _LONG_FRACTION, _ESCAPED_NUMBER)
+        pattern.search(value) is not None for pattern in (_SMALL, _LONG_FRACTION, _ESCAPED_NUMBER)
     )
 
 
@@ -155,7 +156,7 @@ def _too_deep(
     first = np.searchsorted(openers, starts)
     counts = np.diff(np.append(first, len(openers)))
     for i in np.flatnonzero(counts > nesting_max):
-        deep[i] = nesting_of(values[i], nesting_max) > nesting_max
+        deep[i] = nesting_of(values[int(i)], nesting_max) > nesting_max
     return deep
 
 

@@ -13,8 +13,6 @@ from delta_sink.errors import ObjectMissing
 from delta_sink.ports import Created, Exists, ObjectInfo, ObjectStore
 
 LOG_FOLDER = "_delta_log/"
-LOG_STORE_PROPERTY = "delta-sink.logStore"
-"""The table property that says through which kind of log store the table is written."""
 
 _ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
 _CHECKPOINT = re.compile(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 
 from delta_sink.delta.actions import Metadata, Protocol
-from delta_sink.delta.logstore import LOG_STORE_PROPERTY
 from delta_sink.errors import TableRefused
+
+LOG_STORE_PROPERTY = "delta-sink.logStore"
+"""The table property that says through which kind of log store the table is written."""
 
 READER_VERSION_MAX = 3
 WRITER_VERSION_MAX = 7

@@ -22,12 +22,11 @@ from delta_sink.delta.commit import (
     commit,
     open_log,
 )
-from delta_sink.delta.logstore import LOG_STORE_PROPERTY
 from delta_sink.delta.plan import Plan, SameTable
 from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, encode_receipt
 from delta_sink.delta.schema import TableSchema
 from delta_sink.delta.state import LogState
-from delta_sink.delta.support import refuse_unsupported
+from delta_sink.delta.support import LOG_STORE_PROPERTY, refuse_unsupported
 from delta_sink.errors import CommitUnknown, StoreUnavailable, TableRefused
 from delta_sink.ports import Created
 

@@ -13,6 +13,7 @@ from delta_sink.testing.fakes import (
     FakeTelemetry,
     Host,
 )
+from delta_sink.testing.workers import make_log, make_writer
 from delta_sink.testing.world import Killed, Task, World, WorldError
 
 __all__ = [
@@ -26,4 +27,6 @@ __all__ = [
     "Task",
     "World",
     "WorldError",
+    "make_log",
+    "make_writer",
 ]

@@ -251,7 +251,7 @@ class FakeConsumer:
         host: Host,
         topics: tuple[str, ...],
         pattern: str | None,
-        columns: tuple[bool, bool],
+        columns: tuple[bool, bool, bool],
     ) -> None:
         self.host = host
         self.topics = topics
@@ -262,7 +262,7 @@ class FakeConsumer:
         self._kafka = kafka
         self._world = kafka.world
         self._group = group
-        self._with_keys, self._with_headers = columns
+        self._with_timestamps, self._with_keys, self._with_headers = columns
         self._random = kafka.world.random(f"consumer/{host}")
         self._isolated_until_ms = 0
         self._seen: tuple[int, bool, bool] | None = None
@@ -511,12 +511,12 @@ class FakeConsumer:
         return Records(
             tp=tp,
             offset_next=offset_next,
-            offsets=[record.offset for record in found],
-            values=[record.value for record in found],
-            timestamps_ms=[record.timestamp_ms for record in found],
-            keys=[record.key for record in found] if self._with_keys else (),
-            headers=[record.headers for record in found] if self._with_headers else (),
-            size_bytes=sum(record.size_bytes for record in found),
+            offsets=[r.offset for r in found],
+            values=[r.value for r in found],
+            timestamps_ms=[r.timestamp_ms for r in found] if self._with_timestamps else (),
+            keys=[r.key for r in found] if self._with_keys else (),
+            headers=[r.headers for r in found] if self._with_headers else (),
+            size_bytes=sum(r.size_bytes for r in found),
         )
 
     def _commit_lands(self, member: int, offsets: Mapping[TopicPartition, int]) -> None:

@@ -42,8 +42,9 @@ class KafkaRecord:
 
     @property
     def size_bytes(self) -> int:
-        """What key and value occupy."""
-        return len(self.value or b"") + len(self.key or b"")
+        """What key, value and headers occupy."""
+        headers = sum(len(name) + len(value or b"") for name, value in self.headers)
+        return len(self.value or b"") + len(self.key or b"") + headers
 
 
 @dataclass(slots=True)
@@ -171,13 +172,13 @@ class FakeKafka:
         topics: Sequence[str] = (),
         *,
         pattern: str | None = None,
+        with_timestamps: bool = True,
         with_keys: bool = True,
         with_headers: bool = True,
     ) -> FakeConsumer:
         """Return a new member of `group` on `host`: its `Consumer`. It joins at its first poll."""
-        return FakeConsumer(
-            self, self.group(group), host, tuple(topics), pattern, (with_keys, with_headers)
-        )
+        columns = (with_timestamps, with_keys, with_headers)
+        return FakeConsumer(self, self.group(group), host, tuple(topics), pattern, columns)
 
     def producer(self, host: Host) -> FakeProducer:
         """Return a `Producer` on `host`."""
@@ -281,11 +282,14 @@ class FakeKafka:
         return log
 
     def matching(self, names: Sequence[str], pattern: str | None) -> list[Topic]:
-        """Return the topics of these names or whose whole name matches, by name."""
+        """Return the topics of these names or whose whole name matches, by name.
+
+        A pattern does not match the brokers' own topics, which begin with two underscores.
+        """
         return [
             Topic(name, len(topic.logs), topic.topic_id if self.topic_ids else None)
             for name, topic in sorted(self._topics.items())
-            if name in names or (pattern is not None and re.fullmatch(pattern, name))
+            if name in names or _matches(pattern, name)
         ]
 
     def wake_readers(self) -> None:
@@ -346,6 +350,12 @@ class FakeProducer:
         if is_partial:
             kafka.world.meet("kafka.partial_produce", topic)
             raise BrokerUnavailable(f"{landing} of {len(records)} records landed in {topic}")
+
+
+def _matches(pattern: str | None, name: str) -> bool:
+    if pattern is None or name.startswith("__"):
+        return False
+    return re.fullmatch(pattern, name) is not None
 
 
 def _size(record: OutgoingRecord) -> int:

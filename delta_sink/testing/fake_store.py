@@ -18,6 +18,7 @@ import hashlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from delta_sink.errors import ObjectMissing, StoreRefused, StoreUnavailable
@@ -94,6 +95,13 @@ class FakeStore:
         """Delete everything: the table is dropped."""
         for path in list(self._paths):
             self.remove(path)
+
+    def save(self, folder: str | Path) -> None:
+        """Write every object below `folder`, so that any Delta reader can open the table."""
+        for path, found in self._objects.items():
+            target = Path(folder, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(found.data)
 
     def set_modified(self, path: str, modified_ms: int) -> None:
         """Let an object look as if it was stored at that wall time."""

@@ -12,7 +12,8 @@ import inspect
 import pytest
 
 from delta_sink.ports import Created, Item
-from delta_sink.testing import FakeLeases, FakeStore, World
+from delta_sink.testing import FakeKafka, FakeLeases, FakeStore, World
+from tests.contract.consumer_contract import KafkaContract
 from tests.contract.lease_contract import LeaseContract
 from tests.contract.store_contract import StoreContract
 
@@ -118,3 +119,85 @@ def test_tasks_count_together_in_the_lease_store(seed):
             world.spawn(host, lambda host=host: count(host))
         world.run()
         assert shared.items()["counter"] == Item("counter", {"n": 15})
+
+
+class SimulatedKafka:
+    """`KafkaWorld` on the fake cluster. Each client has a host of its own."""
+
+    def __init__(self, world, protocol):
+        self.world = world
+        self.fake = FakeKafka(world)
+        self.protocol = protocol
+        self.hosts = 0
+        self.create_topic("orders", 2)
+
+    def create_topic(self, name, partitions):
+        self.fake.create_topic(name, partitions)
+
+    def produce(self, tp, records):
+        for record in records:
+            self.fake.produce(
+                tp.topic,
+                tp.partition,
+                record.value,
+                key=record.key,
+                headers=record.headers,
+                timestamp_ms=record.timestamp_ms,
+            )
+
+    def transact(self, tp, records):
+        transaction = self.fake.transaction()
+        for record in records:
+            transaction.produce(tp.topic, tp.partition, record.value)
+        transaction.commit()
+
+    def drop_first_records(self, tp):
+        for _ in range(10):
+            self.fake.produce(tp.topic, tp.partition, b"later")
+        self.fake.retain_from(tp.topic, tp.partition, 5)
+        return 5
+
+    def consumer(self, group, topics=("orders",), pattern=None, *, columns=True):
+        self.fake.group(group).protocol = self.protocol
+        return self.fake.consumer(
+            self.host(),
+            group,
+            topics,
+            pattern=pattern,
+            with_timestamps=columns,
+            with_keys=columns,
+            with_headers=columns,
+        )
+
+    def producer(self):
+        return self.fake.producer(self.host())
+
+    def broker(self):
+        return self.fake.broker(self.host())
+
+    def host(self):
+        self.hosts += 1
+        return self.world.host(f"client{self.hosts}")
+
+
+@in_world(KafkaContract, without_threads=())
+class TestFakeKafka(InWorld, KafkaContract):
+    @pytest.fixture
+    def kafka(self, _world):
+        return SimulatedKafka(self.world, "cooperative")
+
+
+@in_world(KafkaContract, without_threads=())
+class TestFakeKafkaWithEagerRebalances(InWorld, KafkaContract):
+    @pytest.fixture
+    def kafka(self, _world):
+        return SimulatedKafka(self.world, "eager")
+
+
+@in_world(KafkaContract, without_threads=())
+class TestFakeKafkaWithShortReads(InWorld, KafkaContract):
+    @pytest.fixture
+    def kafka(self, _world):
+        kafka = SimulatedKafka(self.world, "cooperative")
+        self.world.enable("kafka.short_read", 0.3)
+        return kafka

@@ -10,7 +10,9 @@ from moto.server import ThreadedMotoServer
 
 from delta_sink.adapters.localdisk import LocalDisk
 from delta_sink.adapters.objectstore import S3Store, StorageOptions
+from delta_sink.delta.probe import probe_conditional_put
 from delta_sink.errors import StoreRefused
+from tests.contract.race import race_processes
 from tests.contract.store_contract import StoreContract
 
 
@@ -75,6 +77,12 @@ class TestS3(StoreContract):
 
 
 @pytest.mark.process
+def test_the_probe_passes_on_s3(bucket, s3_options):
+    for _ in range(3):
+        probe_conditional_put(S3Store(f"s3://{bucket}/t", storage=s3_options, env={}))
+
+
+@pytest.mark.process
 def test_a_table_may_be_the_whole_bucket(bucket, s3_options):
     store = S3Store(f"s3a://{bucket}", storage=s3_options, env={})
     store.put("_delta_log/0.json", b"x")
@@ -104,7 +112,7 @@ def test_a_bucket_that_is_not_there(s3_options):
         lambda: store.list(""),
     ]
     for call in calls:
-        with pytest.raises(StoreRefused, match="no-such-bucket-here.*NoSuchBucket"):
+        with pytest.raises(StoreRefused, match=r"no-such-bucket-here.*NoSuchBucket"):
             call()
 
 

@@ -2,13 +2,23 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from delta_sink.ports import Assigned, OutgoingRecord
-from delta_sink.testing import FakeKafka, FakeLeases, FakeStore, Killed, World, WorldError
+from delta_sink.testing import (
+    FakeKafka,
+    FakeLeases,
+    FakeRegistry,
+    FakeStore,
+    Killed,
+    World,
+    WorldError,
+)
 
 
 @pytest.fixture
@@ -34,7 +44,9 @@ class BusyWorker:
                 if isinstance(event, Assigned):
                     consumer.start(dict.fromkeys(event.partitions, 0))
             for records in polled.records:
-                self.attempt(self.store.client(self.host).put, self.host.entropy.unique_id(), b"x")
+                objects = self.store.client(self.host)
+                self.attempt(objects.put, f"data/{self.host.entropy.unique_id()}", b"x")
+                self.attempt(objects.put_if_absent, f"log/{records.offset_next}", b"x")
                 consumer.commit({records.tp: records.offset_next})
             job = self.host.jobs.submit("letter", self.letter)
             while not job.is_done():
@@ -78,7 +90,7 @@ def digest(trace: list[str]) -> str:
 
 def test_the_same_seed_gives_the_same_trace_and_another_seed_another():
     first = busy_trace(1)
-    assert len(first) > 1_000
+    assert len(first) > 500
     assert busy_trace(1) == first
     assert len({digest(busy_trace(seed)) for seed in range(10)}) == 10
 
@@ -509,3 +521,32 @@ def test_telemetry_remembers_what_a_living_host_says(world):
     assert host.telemetry.counts["rows", ("topic", "orders")] == 7
     assert host.telemetry.gauges[("lag",)] == 9
     assert host.telemetry.observations[("latency",)] == [0.5]
+
+
+# --- the docs ---------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+
+
+def examples():
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(examples())))
+def test_the_examples_of_the_docs_run(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "\n".join(examples()[: number + 1]) if number else examples()[0]
+    exec(compile(source, f"{PAGE}, example {number + 1}", "exec"), {"__name__": "example"})
+
+
+def test_the_docs_name_every_fault_and_every_switch_point_that_a_test_would_use():
+    page = PAGE.read_text()
+    with World(1) as world:
+        for fake in (FakeStore, FakeKafka, FakeLeases, FakeRegistry):
+            fake(world)
+        missing = [name for name in world.declared if f"`{name.partition('.')[2]}`" not in page]
+    assert missing == []
+    labels = {line.split(maxsplit=2)[2] for line in busy_trace(1)}
+    named = re.findall(r"`((?:store|consumer|producer|leases)\.[a-z_]+ [a-z]+)`", page)
+    assert len(named) > 5
+    assert [name for name in named if not any(label.startswith(name) for label in labels)] == []
