@@ -7,6 +7,7 @@ all alike, so that encoding it is real work.
 
 from __future__ import annotations
 
+import decimal
 import os
 import shutil
 from collections import Counter
@@ -19,18 +20,22 @@ from delta_sink.adapters.localdisk import LocalDisk
 from delta_sink.adapters.metered import MeteredStore
 from delta_sink.adapters.system import SystemClock, SystemEntropy
 from delta_sink.append import EncodedBatch, plan_append, store_files
+from delta_sink.delta.actions import Txn
 from delta_sink.delta.commit import Log, commit, open_log
 from delta_sink.delta.logstore import ConditionalPutLog
 from delta_sink.delta.parquet import FileLayout, encode_files
-from delta_sink.delta.plan import SameTable
+from delta_sink.delta.plan import Plan, SameTable, TxnIs
+from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, partition_receipt
 from delta_sink.delta.schema import Decimal, Field, TableSchema
 from delta_sink.delta.state import LogState
-from delta_sink.delta.table import Author, TableSpec, create_table
+from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
 from delta_sink.model import AppId, OffsetRange, TopicPartition
 from delta_sink.telemetry import STORE_REQUESTS
 
 SEED = 20_240_229
 BATCHES = 8
+VERSION_CLAIMED = 1
+"""Version 0 makes the table, version 1 claims the partition; each later one appends a batch."""
 PARTITION = TopicPartition("orders", 0)
 APP_ID = AppId("bench", PARTITION, None)
 AUTHOR = Author("bench", "bench-0")
@@ -67,7 +72,7 @@ def _batch(number: int, rows: int) -> pa.Table:
         "customer": [f"customer-{n:05d}" for n in chance.integers(0, 20_000, rows)],
         "country": chance.choice(["AT", "CH", "DE", "DK", "FR", "NL", "PL", "SE"], rows).tolist(),
         "quantity": chance.integers(1, 12, rows).astype(np.int32),
-        "amount": pa.array(cents).cast(pa.decimal128(21, 2)).to_numpy() / 100,
+        "amount": [decimal.Decimal(int(n)).scaleb(-2) for n in cents],
         "weight_kg": np.round(chance.gamma(2.0, 0.8, rows), 3),
         "note": notes,
     }
@@ -119,7 +124,8 @@ class Appender:
         state = open_log(self._log)
         if state is not None:
             return state
-        return create_table(self._log, TableSpec(SCHEMA, (), {}), AUTHOR)
+        state = create_table(self._log, TableSpec(SCHEMA, (), {}), AUTHOR)
+        return commit(self._log, state, _claim_plan(self._log))
 
     @property
     def version(self) -> int:
@@ -129,10 +135,8 @@ class Appender:
     def append(self, rows: pa.Table) -> None:
         """Commit `rows` as the next records of the partition: encode, put, plan, commit."""
         log, state = self._log, self._state
-        first = state.txns.get(str(APP_ID))
-        covered = OffsetRange(
-            PARTITION, first or 0, (first or 0) + rows.num_rows, rows.num_rows, rows.num_rows
-        )
+        first, count = state.txns[str(APP_ID)], rows.num_rows
+        covered = OffsetRange(PARTITION, first, first + count, records=count, rows=count)
         commit_id = log.entropy.unique_id()
         files = encode_files([rows], LAYOUT, tag=state.version, unique_id=log.entropy.unique_id)
         store_files(files, log.store, log.clock, log.entropy)
@@ -143,8 +147,25 @@ class Appender:
         self._state = commit(log, state, plan)
 
 
+def _claim_plan(log: Log) -> Plan:
+    """Return the plan that says, as every first start does, from where the partition is read."""
+    commit_id = log.entropy.unique_id()
+    nothing = partition_receipt(str(APP_ID), OffsetRange(PARTITION, 0, 0, records=0, rows=0))
+    receipt = Receipt(
+        RECEIPT_FORMAT,
+        "claim",
+        AUTHOR.sink,
+        AUTHOR.worker,
+        AUTHOR.generation,
+        commit_id,
+        (nothing,),
+    )
+    info = commit_info(log, receipt, "CLAIM", {}, is_blind_append=True)
+    return Plan.of(commit_id, [info, Txn(str(APP_ID), 0)], [TxnIs(str(APP_ID), None)])
+
+
 def grow(appender: Appender, batches: Sequence[pa.Table], *, version: int) -> None:
-    """Return once the table has `version` appends, a batch each; version 0 made it."""
+    """Return once the table is at `version`; all above `VERSION_CLAIMED` are appends of a batch."""
     while appender.version < version:
         appender.append(batches[appender.version % len(batches)])
 

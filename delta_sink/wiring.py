@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
 from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
 from delta_sink.adapters.kafka_creation import ensure_topics
+from delta_sink.adapters.kafka_reader import Served, read_offsets
 from delta_sink.adapters.logs import LogTelemetry
+from delta_sink.adapters.metered import MeteredStore
 from delta_sink.adapters.objectstore import StorageOptions, open_store
 from delta_sink.adapters.sqlite import SqliteLeases
 from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
 from delta_sink.adapters.traced import TracedJobs
 from delta_sink.append import DeadLetterTarget
-from delta_sink.audit import Audit, audit_log, audit_rows
+from delta_sink.audit import audit_log
+from delta_sink.audit_report import Audit
+from delta_sink.audit_rows import audit_rows
 from delta_sink.claim import Source
 from delta_sink.config import Source as ConfigSource
 from delta_sink.config import load
@@ -26,6 +30,7 @@ from delta_sink.delta.logstore import ConditionalPutLog
 from delta_sink.delta.probe import probe_conditional_put
 from delta_sink.errors import ConfigError, StoreUnavailable
 from delta_sink.memory import MIB, MemoryBudget
+from delta_sink.model import TopicPartition
 from delta_sink.ports import LeaseStore
 from delta_sink.rules import memory_problems
 from delta_sink.settings import Settings
@@ -100,7 +105,7 @@ def make_parts(settings: Settings, *, quiet: bool = False) -> Parts:
         fsync=storage.fsync,
         request_timeout_ms=storage.request_timeout_ms,
     )
-    store = open_store(settings.table.uri, options, os.environ)
+    store = MeteredStore(open_store(settings.table.uri, options, os.environ), telemetry, clock)
     log = Log(
         store=store,
         entries=ConditionalPutLog(store),
@@ -191,11 +196,14 @@ def make_audit(parts: Parts, *, deep: bool) -> Audit:
         return found
     # deltalake is large, and no worker needs it.
     from delta_sink.adapters.deltareader import DeltaRows
-    from delta_sink.adapters.kafka_reader import KafkaServed
 
     settings = parts.settings
-    rows = DeltaRows(settings.table.uri, settings.table.storage, os.environ)
-    return audit_rows(found, rows, KafkaServed(settings.kafka))
+    rows = DeltaRows(settings.table.uri, settings.table.storage)
+
+    def served(ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[Served]:
+        return read_offsets(settings.kafka, ranges, telemetry=parts.telemetry)
+
+    return audit_rows(found, rows, served)
 
 
 def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
@@ -253,8 +261,3 @@ def memory_bytes_max(settings: Settings) -> int:
         if text.isdigit() and int(text) < 1 << 50:
             return int(text)
     return MEMORY_DEFAULT_BYTES
-
-
-def environment() -> Mapping[str, str]:
-    """Return the process's environment."""
-    return os.environ

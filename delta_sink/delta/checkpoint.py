@@ -1,14 +1,15 @@
 """Reading checkpoints that anybody wrote: the columns `txn`, `protocol` and `metaData` only.
 
 Classic checkpoints (one file or several parts) and V2 checkpoints are read; of a V2 checkpoint
-its main file is enough, since sidecars hold nothing but file actions. Row groups are read one at
-a time, through range requests, so that a table of a million files costs no more memory here.
+its main file is enough, since sidecars hold nothing but file actions. Of a Parquet file the footer
+and the wanted column chunks are fetched, a row group at a time, so that a table of a million files
+costs no more memory here.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pyarrow as pa
@@ -61,11 +62,10 @@ def _actions(
         for app_id, txn_version in (entry.txns or {}).items():
             yield Txn(app_id, txn_version)
         return
-    with io.BufferedReader(RangeFile(store, info), buffer_size=256 * 1024) as file:
-        try:
-            yield from _parquet_actions(pq.ParquetFile(file))
-        except (pa.ArrowException, msgspec.ValidationError) as error:
-            raise TableRefused(f"{info.path} is no readable checkpoint ({error})") from error
+    try:
+        yield from _parquet_actions(FetchedFile(store, info))
+    except (pa.ArrowException, OSError, msgspec.ValidationError) as error:
+        raise TableRefused(f"{info.path} is no readable checkpoint ({error})") from error
 
 
 _COLUMNS: dict[str, type[Protocol | Metadata | Txn]] = {
@@ -75,32 +75,80 @@ _COLUMNS: dict[str, type[Protocol | Metadata | Txn]] = {
 }
 
 
-def _parquet_actions(file: pq.ParquetFile) -> Iterator[Protocol | Metadata | Txn]:
-    names = [name for name in _COLUMNS if name in file.schema_arrow.names]
-    for index in range(file.num_row_groups):
-        group = file.read_row_group(index, columns=names, use_threads=False)
+def _parquet_actions(file: FetchedFile) -> Iterator[Protocol | Metadata | Txn]:
+    file.fetch_footer()
+    parquet = pq.ParquetFile(file)
+    names = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
+    for index in range(parquet.num_row_groups):
+        file.fetch(_chunk_ranges(parquet.metadata.row_group(index), names))
+        group = parquet.read_row_group(index, columns=names, use_threads=False)
         for name in names:
-            for value in group.column(name).drop_null().to_pylist():
-                yield msgspec.convert(_as_json(value), _COLUMNS[name], strict=False)
+            for value in group.column(name).drop_null().to_pylist(maps_as_pydicts="strict"):
+                yield msgspec.convert(_without_nulls(value), _COLUMNS[name], strict=False)
 
 
-def _as_json(value: object) -> object:
-    """Return an Arrow value as JSON would have it: maps as objects, no empty members."""
+def _chunk_ranges(group: pq.RowGroupMetaData, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return offset and end of the bytes in which the columns `names` of a row group lie."""
+    ranges: list[tuple[int, int]] = []
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema.split(".")[0] in names:
+            pages = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
+            ranges.append((min(pages), min(pages) + chunk.total_compressed_size))
+    return ranges
+
+
+def _without_nulls(value: object) -> object:
+    """Return an Arrow value as JSON would have it: without members that are null."""
     if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list) and value and all(isinstance(item, tuple) for item in value):
-        return dict(value)
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return value
 
 
-class RangeFile(io.RawIOBase):
-    """An object read through range requests, as the file object that Parquet readers want."""
+FOOTER_BYTES = 64 * 1024
+"""What is fetched of a file's end at first; nearly every footer of a checkpoint fits."""
+
+GAP_BYTES_MAX = 64 * 1024
+"""Ranges that lie this near to each other are fetched in one request."""
+
+
+class FetchedFile(io.RawIOBase):
+    """The parts of an object that were fetched, as the file object that Parquet readers want.
+
+    Arrow reads from threads of its own, and a port may be called from a job alone: so the parts
+    are fetched first, and a read of anything else is an error.
+    """
 
     def __init__(self, store: ObjectStore, info: ObjectInfo) -> None:
         super().__init__()
         self._store = store
         self._info = info
         self._position = 0
+        self._footer: tuple[int, bytes] = (info.size_bytes, b"")
+        self._parts: list[tuple[int, bytes]] = []
+
+    def fetch_footer(self) -> None:
+        """Make the footer readable, in one request or two."""
+        size = self._info.size_bytes
+        self._footer = self._part(max(0, size - FOOTER_BYTES), size)
+        tail = self._footer[1]
+        # The last eight bytes are the footer's length and a magic number.
+        footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
+        if len(tail) < footer_bytes <= size:
+            self._footer = self._part(size - footer_bytes, size)
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Make these ranges (offset, end) readable in place of those fetched before."""
+        merged: list[tuple[int, int]] = []
+        for first, end in sorted(ranges):
+            if merged and first - merged[-1][1] <= GAP_BYTES_MAX:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((first, end))
+        self._parts = [self._part(first, end) for first, end in merged]
+
+    def _part(self, first: int, end: int) -> tuple[int, bytes]:
+        return first, self._store.get_range(self._info.path, first, end - first)
 
     def readable(self) -> bool:
         """Return True."""
@@ -121,12 +169,21 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: object) -> int:
-        """Fill `buffer` with what follows; return how many bytes that were."""
+        """Fill `buffer` with what follows; return how many bytes that were.
+
+        Raises:
+            OSError: these bytes were not fetched: the file says something else of itself than
+                its footer does.
+        """
         view = memoryview(buffer)  # type: ignore[arg-type]  # the base class says `object`
         length = min(len(view), self._info.size_bytes - self._position)
         if length <= 0:
             return 0
-        data = self._store.get_range(self._info.path, self._position, length)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        for first, data in (*self._parts, self._footer):
+            start = self._position - first
+            if 0 <= start < len(data):
+                found = data[start : start + length]
+                view[: len(found)] = found
+                self._position += len(found)
+                return len(found)
+        raise OSError(f"bytes from {self._position} on were not expected to be read")

@@ -64,7 +64,6 @@ class LeaseContract:
             {"n": 1},
             {"n": 1, "s": "x", "more": 0},
             {"n": 1, "s": "y"},
-            {"n": True, "s": "x"},
             {"n": "1", "s": "x"},
             {},
         ],
@@ -76,6 +75,13 @@ class LeaseContract:
         assert leases.get("a") == stored
         assert leases.put(Item("a", {"n": 9}), Item("a", {"s": "x", "n": 1}))
         assert leases.get("a") == Item("a", {"n": 9})
+
+    def test_true_is_not_one(self, leases):
+        assert leases.put(Item("a", {"n": 1}), None)
+        assert not leases.put(Item("a", {"n": 9}), Item("a", {"n": True}))
+        assert leases.put(Item("a", {"n": True}), Item("a", {"n": 1}))
+        assert not leases.put(Item("a", {"n": 9}), Item("a", {"n": 1}))
+        assert leases.get("a").attributes["n"] is True
 
     def test_put_replaces_every_attribute(self, leases):
         first = Item("a", {"old": 1, "kept": 2})

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import threading
+import time
+from typing import ClassVar
+
 import pytest
 from confluent_kafka import Producer as RawProducer
 
 from delta_sink.adapters.embedded import EmbeddedBroker
-from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer, consumer_settings
 from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
+from delta_sink.adapters.kafka_reader import read_offsets
+from delta_sink.errors import BrokerUnavailable, ConfigError, FatalError
+from delta_sink.model import OutgoingRecord, TopicPartition
+from delta_sink.ports import Assigned, OffsetGone, Revoked, Waiting
+from delta_sink.telemetry import GROUP_COMMIT_FAILURES
 from tests.contract.consumer_contract import (
+    T0,
+    T1,
     KafkaContract,
+    Seen,
+    joined,
+    numbered,
+    poll_quietly,
+    poll_until,
 )
 
 PRODUCE, FETCH, OFFSET_COMMIT, JOIN_GROUP, HEARTBEAT = 0, 1, 8, 11, 12
-CORRUPT, TOPIC_DENIED, GROUP_DENIED, UNKNOWN_MEMBER, FENCED_INSTANCE = 2, 29, 30, 25, 82
-MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS, UNSUPPORTED_VERSION = 10, 19, 35
+CORRUPT, MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS, UNKNOWN_MEMBER = 2, 10, 19, 25
+TOPIC_DENIED, GROUP_DENIED, FENCED_INSTANCE = 29, 30, 82
 
 NO_CHECKSUMS = {"check.crcs": "false"}  # the mock cluster's transaction markers have none
 
@@ -42,7 +61,7 @@ class MockKafka:
     """`KafkaWorld` on the embedded broker."""
 
     # The mock cluster waits for the session time-out less a second before it rebalances.
-    SESSION = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "200"}
+    SESSION: ClassVar = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "200"}
 
     def __init__(self, **settings):
         self.server = EmbeddedBroker({"orders": 2})
@@ -187,9 +206,8 @@ def test_brokers_that_are_down_at_start_are_waited_for(kafka):
     seen = poll_until(consumer, lambda s: bool(s.of(Waiting)))
     poll_quietly(consumer, seen)
     (waiting,) = seen.of(Waiting)
-    assert waiting.reason == f"waiting for the brokers at {kafka.server.bootstrap_servers}: " + (
-        "not reachable"
-    )
+    servers = kafka.server.bootstrap_servers
+    assert waiting.reason == f"waiting for the brokers at {servers}: not reachable"
     kafka.server.set_up()
     kafka.produce(T0, numbered(0, 3))
     poll_until(consumer, lambda s: s.assigned() == {T0, T1}, seen=seen)
@@ -258,19 +276,22 @@ def test_a_partition_that_is_not_there_has_no_offset(kafka):
     ("api_key", "error", "match"),
     [
         (JOIN_GROUP, GROUP_DENIED, "GROUP_AUTHORIZATION_FAILED"),
-        (JOIN_GROUP, FENCED_INSTANCE, "FENCED_INSTANCE_ID"),
+        (JOIN_GROUP, FENCED_INSTANCE, "same group.instance.id"),
         (FETCH, TOPIC_DENIED, "TOPIC_AUTHORIZATION_FAILED"),
     ],
 )
 def test_a_refusal_is_fatal(kafka, api_key, error, match):
     consumer = kafka.consumer("g", **{"group.instance.id": "one", "sasl.password": "hunter2"})
     kafka.server.push_errors(api_key, [error] * 20)
-    with pytest.raises(FatalError, match=match) as caught:
+
+    def work():
         for _ in range(100):
-            polled = consumer.poll(100, 50)
-            for event in polled.events:
+            for event in consumer.poll(100, 50).events:
                 if isinstance(event, Assigned):
                     consumer.start(dict.fromkeys(event.partitions, 0))
+
+    with pytest.raises(FatalError, match=match) as caught:
+        work()
     assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
     consumer.close()
@@ -326,8 +347,7 @@ def test_damage_that_stays_stops_before_it_is_passed_over():
     consumer.start({T0: 0})
     seen = Seen()
     with pytest.raises(FatalError, match="cannot be read, tried 6 times"):
-        for _ in range(100):
-            seen.add(consumer.poll(500, 20))
+        poll_until(consumer, lambda _: False, seen=seen)
     assert not [offset for offset in seen.offsets(T0) if offset > 3]
     consumer.close()
     world.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import sys
 import threading
 import uuid
@@ -93,6 +94,9 @@ def attempt(me, number):
 
 # --- DynamoDB ----------------------------------------------------------------------------------
 
+REAL_DYNAMODB = os.environ.get("DELTA_SINK_TEST_DYNAMODB")
+"""The address of a DynamoDB server to run these tests on, instead of moto."""
+
 
 @pytest.fixture(autouse=True)
 def aws(monkeypatch):
@@ -105,7 +109,10 @@ def aws(monkeypatch):
 
 @pytest.fixture(scope="session")
 def dynamo_endpoint():
-    """Return the address of a DynamoDB server in this process."""
+    """Return the address of a DynamoDB server: the one named in the environment, or one in here."""
+    if REAL_DYNAMODB:
+        yield REAL_DYNAMODB
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -132,6 +139,13 @@ class TestDynamo(LeaseContract):
         leases.create_table()
         return leases
 
+    def test_true_is_not_one(self, leases):
+        if REAL_DYNAMODB:
+            super().test_true_is_not_one(leases)
+        else:  # moto 5.2 compares as Python does; this fails when it no longer does
+            with pytest.raises(AssertionError):
+                super().test_true_is_not_one(leases)
+
     def test_create_table_again(self, leases):
         assert leases.put(Item("a", {"n": 1}), None)
         leases.create_table()
@@ -156,8 +170,9 @@ def attempt(me, number):
 @pytest.mark.process
 def test_a_table_with_another_key_is_fatal(dynamo_endpoint):
     client = boto3.client("dynamodb", endpoint_url=dynamo_endpoint, region_name="us-east-1")
+    name = f"delta_log-{uuid.uuid4().hex}"
     client.create_table(
-        TableName="delta_log",
+        TableName=name,
         KeySchema=[
             {"AttributeName": "tablePath", "KeyType": "HASH"},
             {"AttributeName": "fileName", "KeyType": "RANGE"},
@@ -169,7 +184,7 @@ def test_a_table_with_another_key_is_fatal(dynamo_endpoint):
         BillingMode="PAY_PER_REQUEST",
     )
     with pytest.raises(FatalError, match="wanted the one key 'key'"):
-        connect(dynamo_endpoint, "delta_log").create_table()
+        connect(dynamo_endpoint, name).create_table()
     client.close()
 
 
@@ -187,10 +202,11 @@ def test_a_table_that_is_not_there_is_fatal(dynamo_endpoint):
 
 @pytest.mark.process
 def test_an_item_that_is_no_lock_is_fatal(dynamo_endpoint):
-    leases = connect(dynamo_endpoint, "mixed")
+    name = f"mixed-{uuid.uuid4().hex}"
+    leases = connect(dynamo_endpoint, name)
     leases.create_table()
     client = boto3.client("dynamodb", endpoint_url=dynamo_endpoint, region_name="us-east-1")
-    client.put_item(TableName="mixed", Item={"key": {"S": "a"}, "owner": {"S": "x"}})
+    client.put_item(TableName=name, Item={"key": {"S": "a"}, "owner": {"S": "x"}})
     with pytest.raises(FatalError, match="DynamoDB item a: it is no lock"):
         leases.get("a")
     client.close()

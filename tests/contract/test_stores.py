@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import boto3
@@ -30,9 +31,18 @@ class TestLocalDiskWithoutFlush(StoreContract):
         return LocalDisk(str(tmp_path / "orders"), fsync=False)
 
 
+REAL_S3 = os.environ.get("DELTA_SINK_TEST_S3")
+"""The address of an S3 server to run these tests on, instead of moto."""
+KEY = os.environ.get("DELTA_SINK_TEST_S3_KEY", "key")
+SECRET = os.environ.get("DELTA_SINK_TEST_S3_SECRET", "secret")
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint():
-    """Return the address of an S3 server in this process."""
+    """Return the address of an S3 server: the one named in the environment, or one in here."""
+    if REAL_S3:
+        yield REAL_S3
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -45,8 +55,8 @@ def s3_options(s3_endpoint):
     return StorageOptions(
         endpoint_url=s3_endpoint,
         region="us-east-1",
-        access_key_id="key",
-        secret_access_key="secret",
+        access_key_id=KEY,
+        secret_access_key=SECRET,
         request_timeout_ms=30_000,
     )
 
@@ -59,8 +69,8 @@ def bucket(s3_endpoint):
         "s3",
         endpoint_url=s3_endpoint,
         region_name="us-east-1",
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
     )
     client.create_bucket(Bucket=name)
     client.close()
@@ -121,8 +131,8 @@ def test_processes_race_on_s3_and_one_wins(bucket, s3_endpoint, s3_options):
     setup = f"""
 from delta_sink.adapters.objectstore import S3Store, StorageOptions
 from delta_sink.ports import Created
-options = StorageOptions(endpoint_url={s3_endpoint!r}, region="us-east-1", access_key_id="key",
-    secret_access_key="secret", request_timeout_ms=30_000)
+options = StorageOptions(endpoint_url={s3_endpoint!r}, region="us-east-1", access_key_id={KEY!r},
+    secret_access_key={SECRET!r}, request_timeout_ms=30_000)
 store = S3Store(place, storage=options, env={{}})
 def attempt(me, number):
     path = f"_delta_log/{{number:020d}}.json"

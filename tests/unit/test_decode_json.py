@@ -7,6 +7,7 @@ path must refuse or agree) and with the fast path switched off. The answers must
 import datetime as dt
 import json
 import math
+import zoneinfo
 from decimal import Decimal as D
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ from delta_sink.delta.schema import ArrayType, Decimal, Field, MapType, StructTy
 from delta_sink.model import Records, TopicPartition
 
 TP = TopicPartition("orders", 3)
-UTC = dt.UTC
+UTC = zoneinfo.ZoneInfo("UTC")
 
 
 def records(values):
