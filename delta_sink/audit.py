@@ -288,7 +288,9 @@ class _Files:
                     f"{wanted} ({names})"
                 )
         elif entry.adds:
-            report(f"version {version} is of kind {receipt.kind} and yet adds {len(entry.adds)} files")
+            report(
+                f"version {version} is of kind {receipt.kind} and yet adds {len(entry.adds)} files"
+            )
         if entry.removes:
             report(f"version {version} is of kind {receipt.kind} and yet removes files")
         self._apply(entry, is_restore=False)

@@ -236,7 +236,7 @@ class _Levels:
             "gone": _Steps.of_runs(c.gone for c in covers),
             "served": kafka if kafka is not None else _Steps.of_runs(()),
         }
-        bounds = np.unique(np.concatenate([b for s in sets.values() for b in (s.first, s.after)]))
+        bounds = _unique([b for steps in sets.values() for b in (steps.first, steps.after)])
         self.first = bounds[:-1]
         self.after = bounds[1:]
         self.rows, self.ranges, self.dead, self.skipped, self.gone, self.served = (
@@ -276,6 +276,15 @@ class _Levels:
     def count(self, mask: Mask) -> int:
         """Return how many offsets the marked intervals hold."""
         return int((self.after - self.first)[mask].sum())
+
+
+def _unique(parts: Sequence[Offsets]) -> Offsets:
+    """Return the different numbers among `parts`, rising.
+
+    By sorting: `np.unique` of numpy 2.3 and later hashes, and took 24 of 37 s for 10⁷ gaps.
+    """
+    every = np.sort(np.concatenate(parts))
+    return every[np.r_[True, np.diff(every) != 0]] if every.size else every
 
 
 class _Comparison:

@@ -98,7 +98,7 @@ class ValueSettings:
     record_bytes_max: Annotated[int, Size(1024, 256 * MIB)] = Field(
         default=8 * MIB, description="Largest value in bytes; a larger one is a bad record (8MiB)."
     )
-    nesting_max: Annotated[int, Whole(1, 256)] = Field(
+    nesting_max: Annotated[int, Whole(1, 200)] = Field(
         default=64,
         description="Deepest nesting of a value in levels; a deeper one is a bad record (64).",
     )

@@ -188,6 +188,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "attempt": "which try this is, from 1",
         "build": "the version of delta-sink",
         "bytes": "bytes of data files",
+        "category": "what kind of message or warning a library logged",
         "column": "a column of the table",
         "commit_id": "the id that the commit carries in the log",
         "consumed": "records received from Kafka",
@@ -203,7 +204,6 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "job": "decode, encode, put, settle, commit or patrol",
         "lease_token": "the token of the lease that it was done under",
         "logger": "the library's logger that the message came through",
-        "message": "what a library said",
         "offset": "an offset",
         "offset_expected": "the offset that the plan expected in the log",
         "offset_first": "the first offset covered",
@@ -281,14 +281,6 @@ COMMIT_RETRIED: Final = _event(
     "commit_retried", "warning", "A commit had no usable answer and is sent again.",
     "version", "attempt", "error",
 )
-COMMIT_UNKNOWN: Final = _event(
-    "commit_unknown", "warning", "A commit was given up without an answer; the log says what came.",
-    "version", "attempt", "error",
-)
-STORE_RETRIED: Final = _event(
-    "store_retried", "warning", "A request to the store had no usable answer and is sent again.",
-    "attempt", "error",
-)
 FENCED: Final = _event(
     "fenced", "warning", "Another worker moved an offset of this plan; the plan is dropped.",
     "topic", "partition", "offset_expected", "offset_next", "version", "reason",
@@ -317,18 +309,6 @@ REJOINED: Final = _event(
     "rejoined", "warning", "This worker left its group and joined it again.",
     "reason",
 )
-REBALANCE_FAILED: Final = _event(
-    "rebalance_failed", "warning", "An answer to the group was refused; it assigns anew.",
-    "error",
-)
-PARTITION_READ_AGAIN: Final = _event(
-    "partition_read_again", "warning", "Reading a partition failed and is begun anew.",
-    "topic", "partition", "offset_next", "attempt", "error",
-)
-KAFKA_CLIENT_SAID: Final = _event(
-    "kafka_client_said", "debug", "A line of librdkafka's own log.",
-    "message",
-)
 SIGNAL_RECEIVED: Final = _event(
     "signal_received", "info", "The process was asked to stop.",
     "reason",
@@ -342,8 +322,8 @@ JOB_ENDED: Final = _event(
     "job", "duration_ms",
 )
 LIBRARY_LOGGED: Final = _event(
-    "library_logged", "warning", "A library logged a message or a warning.",
-    "logger", "message",
+    "library_logged", "debug", "A library logged a message or a warning.",
+    "logger", "category", "error",
 )
 # fmt: on
 

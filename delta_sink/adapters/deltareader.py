@@ -21,6 +21,7 @@ from delta_sink.errors import ObjectMissing, StoreUnavailable, TableRefused
 from delta_sink.settings import StorageSettings
 
 _MISSING_FILE = re.compile(r"Object at location (?P<path>\S+) not found")
+_NO_ANSWER = re.compile(r"error sending request|retry_timeout|Generic \w+ error|HTTP error")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -39,15 +40,8 @@ class DeltaRows:
         """Yield `_kafka_topic`, `_kafka_partition`, `_kafka_offset` of all rows at `version`."""
         try:
             yield from self._read(version)
-        except OSError as error:
-            raise StoreUnavailable(f"deltalake, version {version}: {_text(error)}") from error
-        except DeltaError as error:
-            raise _refusal(version, error) from error
-        except Exception as error:
-            # What fails while rows are read arrives as a bare Exception; ours are passed on.
-            if type(error) is not Exception:
-                raise
-            raise _refusal(version, error) from error
+        except (DeltaError, pa.ArrowException, OSError) as error:
+            raise _as_ours(version, error) from error
 
     def _read(self, version: int) -> Iterator[pa.RecordBatch]:
         table: Any = DeltaTable(self._uri, version=version, storage_options=self._options)
@@ -55,8 +49,9 @@ class DeltaRows:
         wanted = [name for name in (TOPIC, PARTITION, OFFSET) if name in names]
         columns = ", ".join(f'"{name}"' for name in wanted)
         reader = QueryBuilder().register("audited", table).execute(f"SELECT {columns} FROM audited")  # noqa: S608  # the names are the three constants above
-        for batch in reader:
-            yield pa.record_batch(batch)
+        # Through the C stream the interpreter lock is free while deltalake waits for the store;
+        # its own iterator holds the lock, which stops every other thread (seen with 1.6.6).
+        yield from pa.RecordBatchReader.from_stream(reader)
 
 
 def storage_options(storage: StorageSettings) -> dict[str, str]:
@@ -78,12 +73,16 @@ def _secret(value: SecretStr | None) -> str | None:
     return value.get_secret_value() if value is not None else None
 
 
-def _refusal(version: int, error: Exception) -> Exception:
+def _as_ours(version: int, error: Exception) -> Exception:
+    """Return the error of ours that says what a caller can do about one of deltalake's."""
     missing = _MISSING_FILE.search(str(error))
     if missing is not None:
         name = missing["path"].rsplit("/", 1)[-1]
         return ObjectMissing(f"the log lists the file {name}, and the store does not have it")
-    return TableRefused(f"deltalake cannot read version {version} of the table: {_text(error)}")
+    sentence = f"deltalake cannot read version {version} of the table: {_text(error)}"
+    if _NO_ANSWER.search(str(error)):
+        return StoreUnavailable(sentence)
+    return TableRefused(sentence)
 
 
 def _text(error: Exception) -> str:

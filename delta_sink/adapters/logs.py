@@ -228,7 +228,9 @@ class LogTelemetry:
             with self._lock:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-        except (OSError, ValueError):  # ValueError: the stream is closed, or cannot encode
+        except (OSError, ValueError, RuntimeError):
+            # ValueError: the stream is closed, or cannot encode. RuntimeError: a signal handler
+            # logs while its own thread is inside of the stream.
             self.lines_lost += 1
 
 
@@ -251,7 +253,7 @@ class _LibraryHandler(logging.Handler):
         if record.exc_info is not None and record.exc_info[1] is not None:
             error = record.exc_info[1]
             text = f"{text}: {type(error).__name__}: {error}"
-        self._telemetry.event(declared.LIBRARY_LOGGED, level, logger=record.name, message=text)
+        self._telemetry.event(declared.LIBRARY_LOGGED, level, logger=record.name, error=text)
 
 
 def _rank(level: str) -> int:
@@ -365,5 +367,4 @@ def _plain(event: declared.Event, fields: Mapping[str, object]) -> str:
 _SENTENCES: dict[str, Callable[[declared.Event, Mapping[str, object]], str]] = {
     declared.TABLE_COMMITTED: _committed,
     declared.WAITING: _plain,
-    declared.KAFKA_CLIENT_SAID: _plain,
 }

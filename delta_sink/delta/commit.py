@@ -230,7 +230,11 @@ class _Attempts:
             # What this answer rests on may have been cleaned up before it was given.
             self._doubt()
             return False
-        if isinstance(answer, Exists) or self._log.readback:
+        if isinstance(answer, Exists):
+            return self._read(version)
+        if self._log.readback:
+            # It was acknowledged: if it is not there now, it may yet appear.
+            self._doubt()
             return self._read(version)
         self._count("committed")
         self._state = self._state.applied(parse_entry(version, self._plan.body, answer.e_tag))

@@ -82,25 +82,26 @@ def create_table(log: Log, spec: TableSpec, author: Author) -> LogState:
     """
     commit_id = log.entropy.unique_id()
     body = encode_entry(_creation(log, spec, author, commit_id))
-    unanswered = 0
-    while unanswered < CREATE_TRIES_MAX:
+    for attempt in range(CREATE_TRIES_MAX):
+        if attempt:
+            backoff_ms = min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS << min(attempt, 10))
+            log.clock.sleep_ms(round(backoff_ms * (0.5 + log.entropy.fraction())))
         try:
             answer = log.entries.create(0, body)
             state = open_log(log)
         except StoreUnavailable:
             # The identical bytes go to the same version again: whichever attempt lands, one wins.
-            unanswered += 1
-            backoff_ms = min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS << min(unanswered, 10))
-            log.clock.sleep_ms(round(backoff_ms * (0.5 + log.entropy.fraction())))
             continue
-        if state is None:
+        if state is not None:
+            if isinstance(answer, Created):
+                log.telemetry.event("table_created", version=0)
+            return state
+        if isinstance(answer, Created):
             raise TableRefused(
                 "the store took version 0 of the table and then does not show it: it is no store "
                 "to keep a log in"
             )
-        if isinstance(answer, Created):
-            log.telemetry.event("table_created", version=0)
-        return state
+        # *Exists* with nothing there: some stores answer so when a race was lost by everybody.
     raise CommitUnknown("version 0: the store did not answer whether the table was created")
 
 

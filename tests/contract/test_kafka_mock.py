@@ -162,6 +162,18 @@ class TestKip848(KafkaContract):
         yield world
         world.close()
 
+    def test_a_topic_that_does_not_exist_yet(self, kafka):
+        # This protocol tells a member nothing about a topic that is missing, so the consumer
+        # asks. That the topic is assigned once it exists is the broker's part, and the mock
+        # cluster only looks at topics when a member subscribes.
+        consumer = kafka.consumer("early", topics=["orders", "later"])
+        seen = poll_until(consumer, lambda s: bool(s.of(Waiting)) and bool(s.of(Assigned)))
+        poll_quietly(consumer, seen)
+        (waiting,) = seen.of(Waiting)
+        assert waiting.reason == "waiting for topic 'later': it does not exist yet"
+        assert seen.assigned() == {T0, T1}
+        consumer.close()
+
 
 # --- starting again, many times -----------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections import Counter
 from delta_sink.errors import FatalError
 from tests.simulation.harness import DAY_MS, NARROW, ROOMY, Simulation
 
-PROBABILITIES = (0.01, 0.05, 0.2)
+PROBABILITIES = (0.03, 0.1, 0.3)
 TRAFFIC_MS = 240_000
 SESSION_MS = 45_000
 WORKERS = ("w0", "w1", "w2")
@@ -62,9 +62,9 @@ class Chaos:
         self._next_phase()
         self._next_blow()
         self.world.run(until=self._look_after, limit_ms=TRAFFIC_MS)
+        self._is_over = True
         if self.random.random() < 0.2:
             self._long_night()
-        self._is_over = True
         self.world.heal()
         for name in WORKERS:
             if not self._is_up(name):
@@ -134,7 +134,7 @@ class Chaos:
             return
         self.world.heal()
         if self.random.random() < 0.66:
-            for fault in self.random.sample(SWITCHED, self.random.randint(1, 6)):
+            for fault in self.random.sample(SWITCHED, self.random.randint(2, 8)):
                 self.world.enable(fault, self.random.choice(PROBABILITIES))
         self.world.later(self.random.randint(5_000, 40_000), self._next_phase)
 
@@ -186,4 +186,4 @@ class Chaos:
             self.sim.checkpoint()
         self.world.run(limit_ms=DAY_MS + DAY_MS // 4)
         self.done["entries cleaned up"] += len(self.sim.clean_up())
-        self.world.run(until=self._look_after, limit_ms=DAY_MS)
+        self.world.run(limit_ms=DAY_MS // 4 + 1)

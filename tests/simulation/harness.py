@@ -25,7 +25,8 @@ from delta_sink.errors import FatalError
 from delta_sink.memory import MemoryBudget
 from delta_sink.model import TopicPartition
 from delta_sink.settings import Settings
-from delta_sink.testing import FakeKafka, FakeStore, Host, Task, World
+from delta_sink.telemetry import check_event, check_metric
+from delta_sink.testing import FakeKafka, FakeStore, FakeTelemetry, Host, Task, World
 from delta_sink.view import table_spec
 from delta_sink.writer import Writer
 from tests.simulation.oracle import FENCE, Ledger, Oracle, Produced
@@ -276,7 +277,9 @@ class Simulation:
     def checkpoint(self, version: int | None = None) -> None:
         """Write a checkpoint of the head; with `version` call it that version's."""
         version = self.oracle.version if version is None else version
-        txns = [{"appId": a, "version": v, "lastUpdated": None} for a, v in self.oracle.txns.items()]
+        txns = [
+            {"appId": a, "version": v, "lastUpdated": None} for a, v in self.oracle.txns.items()
+        ]
         write_checkpoint(self.store, version, self.oracle.protocol, self.oracle.metadata, txns)
 
     def clean_up(self, *, age_ms: int = DAY_MS) -> list[int]:
@@ -330,11 +333,23 @@ class Simulation:
         return took_ms
 
     def check_acknowledged(self) -> None:
-        """I17 for every worker that ever lived."""
+        """I17 for every worker that ever lived; and it said only what is declared."""
         for worker in self.everybody:
+            check_telemetry(worker.host.telemetry)
             [started] = worker.named("worker_started") or [{}]
             for told in worker.named("table_committed"):
                 self.oracle.check_acknowledged(started["worker"], told["version"], told["rows"])
+
+
+def check_telemetry(telemetry: FakeTelemetry) -> None:
+    """Every event, field, metric and tag that a worker used is declared."""
+    for _, name, _, fields in telemetry.events:
+        check_event(name, fields)
+    recorded = [("counter", telemetry.counts), ("gauge", telemetry.gauges)]
+    for kind, found in [*recorded, ("histogram", telemetry.observations)]:
+        for name, *tags in found:
+            if not name.startswith("fake_"):
+                check_metric(name, kind, [tag for tag, _ in tags])
 
 
 CHECKPOINT_SCHEMA = pa.schema(

@@ -414,7 +414,9 @@ def test_the_same_commit_in_two_versions(table):
 def test_a_claim_that_brings_rows(table):
     add = table.adds(4)[0]
     table.rewrite(1, lambda line: [line, {"add": add}] if "commitInfo" in line else [line])
-    assert any("version 1 is of kind claim and yet adds 1 files" in s for s in table.audit().violations)
+    assert any(
+        "version 1 is of kind claim and yet adds 1 files" in s for s in table.audit().violations
+    )
 
 
 def test_an_append_that_removes(table):

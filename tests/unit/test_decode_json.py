@@ -8,7 +8,7 @@ import datetime as dt
 import json
 import math
 import zoneinfo
-from decimal import Decimal as D
+from decimal import Decimal as Exactly
 
 import pyarrow as pa
 import pyarrow.json as pj
@@ -62,6 +62,10 @@ def _both_nan(answers):
     return all(isinstance(a[1], float) and math.isnan(a[1]) for a in answers)
 
 
+def wall(*args):
+    return dt.datetime(*args)  # noqa: DTZ001 - a column without a zone
+
+
 def ts(*args):
     return dt.datetime(*args, tzinfo=UTC)
 
@@ -107,16 +111,16 @@ TAKEN = [
     ("string", '"é😀"', "é😀"),
     ("string", r'"a\u0000b"', "a\0b"),
     # Decimals as number or string, if they fit exactly.
-    (Decimal(12, 2), "12.34", D("12.34")),
-    (Decimal(12, 2), '"12.34"', D("12.34")),
-    (Decimal(12, 2), "1e2", D("100.00")),
-    (Decimal(12, 2), '"+1.5"', D("1.50")),
-    (Decimal(12, 2), "12.3400000000000000000000000000000000000000000000", D("12.34")),
-    (Decimal(12, 2), "9999999999.99", D("9999999999.99")),
-    (Decimal(12, 2), "0e-999999999", D("0.00")),
-    (Decimal(12, 2), '"-0.00"', D("0.00")),
-    (Decimal(38, 38), '"0.1"', D("0.1" + "0" * 37)),
-    (Decimal(38, 0), "9" * 38, D("9" * 38)),
+    (Decimal(12, 2), "12.34", Exactly("12.34")),
+    (Decimal(12, 2), '"12.34"', Exactly("12.34")),
+    (Decimal(12, 2), "1e2", Exactly("100.00")),
+    (Decimal(12, 2), '"+1.5"', Exactly("1.50")),
+    (Decimal(12, 2), "12.3400000000000000000000000000000000000000000000", Exactly("12.34")),
+    (Decimal(12, 2), "9999999999.99", Exactly("9999999999.99")),
+    (Decimal(12, 2), "0e-999999999", Exactly("0.00")),
+    (Decimal(12, 2), '"-0.00"', Exactly("0.00")),
+    (Decimal(38, 38), '"0.1"', Exactly("0.1" + "0" * 37)),
+    (Decimal(38, 0), "9" * 38, Exactly("9" * 38)),
     # Dates and times.
     ("date", '"2024-02-29"', dt.date(2024, 2, 29)),
     ("date", '"0001-01-01"', dt.date(1, 1, 1)),
@@ -131,8 +135,8 @@ TAKEN = [
     ("timestamp", '"2024-01-02T03:04:05.1234569Z"', ts(2024, 1, 2, 3, 4, 5, 123456)),
     ("timestamp", '"1969-12-31T23:59:59.999999999"', ts(1969, 12, 31, 23, 59, 59, 999999)),
     ("timestamp", '"9999-12-31T23:59:59.9999999Z"', ts(9999, 12, 31, 23, 59, 59, 999999)),
-    ("timestamp_ntz", '"2024-01-02T03:04:05"', dt.datetime(2024, 1, 2, 3, 4, 5)),
-    ("timestamp_ntz", '"2024-01-02 03:04:05.1234567"', dt.datetime(2024, 1, 2, 3, 4, 5, 123456)),
+    ("timestamp_ntz", '"2024-01-02T03:04:05"', wall(2024, 1, 2, 3, 4, 5)),
+    ("timestamp_ntz", '"2024-01-02 03:04:05.1234567"', wall(2024, 1, 2, 3, 4, 5, 123456)),
     ("binary", '"aGk="', b"hi"),
     ("binary", '""', b""),
     # Nested.
@@ -303,7 +307,12 @@ def test_values_that_are_unusual_and_right(value):
 
 def test_halves_of_objects_never_join():
     """Two values that only make sense together are two bad records, wherever they stand."""
-    halves = [(b'{"n":[{}', b"{}]}"), (b'{"n":"}', b'{"}'), (b'{"n":1,"zz":{}', b'{"q":1}}'), (b"{", b"}")]
+    halves = [
+        (b'{"n":[{}', b"{}]}"),
+        (b'{"n":"}', b'{"}'),
+        (b'{"n":1,"zz":{}', b'{"q":1}}'),
+        (b"{", b"}"),
+    ]
     for first, second in halves:
         values = [b'{"n":1}'] * 20 + [first, second] + [b'{"n":1}'] * 20
         (part,) = JsonDecoder(spec_of("string")).decode([records(values)]).parts
@@ -346,7 +355,7 @@ def test_numbers_that_are_no_epoch(text, reason):
 def test_hex():
     spec = spec_of("binary", binary="hex")
     assert fates(spec, b'"00fFa1"') == ("row", b"\x00\xff\xa1")
-    for wrong in (b'"0"', b'"zz"', b'"00 ff"', '"٠٠"'.encode()):
+    for wrong in (b'"0"', b'"zz"', b'"00 ff"', '"\u0660\u0660"'.encode()):
         assert fates(spec, wrong)[0] == "type_mismatch"
 
 

@@ -4,9 +4,10 @@ The oracle reads numbers as fractions and times with `datetime`; it decides by a
 the decoder decides by text.
 """
 
+import base64
 import datetime as dt
 import json
-from decimal import Decimal as D
+from decimal import Decimal as Exactly
 from fractions import Fraction
 
 import numpy as np
@@ -49,7 +50,7 @@ whole = st.one_of(st.just("0"), st.builds(lambda a, b: a + b, st.sampled_from("1
 fraction = st.one_of(st.just(""), digits.map(lambda d: f".{d}"), st.integers(1, 50).map(lambda n: "." + "0" * n))  # fmt: skip
 exponent = st.one_of(
     st.just(""),
-    st.builds(lambda e, s, n: f"{e}{s}{n}", st.sampled_from("eE"), st.sampled_from(["", "+", "-"]), st.one_of(st.integers(0, 50), st.sampled_from([308, 324, 400, 10**9, 10**30]))),
+    st.builds(lambda e, s, n: f"{e}{s}{n}", st.sampled_from("eE"), st.sampled_from(["", "+", "-"]), st.one_of(st.integers(0, 50), st.sampled_from([308, 324, 400, 10**9]))),
 )  # fmt: skip
 numbers = st.one_of(
     st.integers(-(2**63) - 2, 2**63 + 2).map(str),
@@ -57,7 +58,9 @@ numbers = st.one_of(
     st.integers(-40000, 40000).map(lambda i: f"{i}.0"),
     st.decimals(-1000, 1000, places=2).map(lambda d: format(d, "f")),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
-    st.builds(lambda s, a, b, c: s + a + b + c, st.sampled_from(["", "-"]), whole, fraction, exponent),  # fmt: skip
+    st.builds(
+        lambda s, a, b, c: s + a + b + c, st.sampled_from(["", "-"]), whole, fraction, exponent
+    ),
 )
 strings = st.text(st.characters(codec="utf-8"), max_size=12)
 zones = st.sampled_from(["", "Z", "+02:00", "-0130", "+05", "+23:59", "-14:60", "z"])
@@ -97,7 +100,7 @@ LEAVES = {
     "date": days.map(quoted),
     "timestamp": times.map(quoted),
     "timestamp_ntz": times.map(quoted),
-    "binary": st.binary(max_size=6).map(lambda b: quoted(__import__("base64").b64encode(b).decode())),
+    "binary": st.binary(max_size=6).map(lambda b: quoted(base64.b64encode(b).decode())),
     Decimal(12, 2): st.one_of(numbers, numbers.map(quoted)),
     Decimal(38, 18): st.one_of(numbers, numbers.map(quoted)),
     Decimal(38, 38): numbers,
@@ -140,9 +143,9 @@ def chunks(draw):
     )
     odd = st.one_of(anything, texts, texts, texts)
     objects = st.one_of(
-        odd.map(lambda t: '{"a":%s}' % t),
-        texts.map(lambda t: ' {"b":7, "a" : %s}\n' % t),
-        st.builds(lambda t, o: '{"a":%s,"zz":%s}' % (t, o), texts, anything),
+        odd.map('{{"a":{}}}'.format),
+        texts.map(' {{"b":7, "a" : {}}}\n'.format),
+        st.builds('{{"a":{},"zz":{}}}'.format, texts, anything),
         st.sampled_from(['{"a":null}', "{}", "", "null", '{"b":1}{"b":2}', '{"b":"', '"}', "[]", '{"zz":[{}', "{}]}"]),
     )  # fmt: skip
     few = draw(st.lists(objects, min_size=1, max_size=6))
@@ -157,7 +160,7 @@ def assert_same(left, right):
     assert repr(left.rows.to_pylist()) == repr(right.rows.to_pylist())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(chunks())
 def test_it_makes_no_difference_which_path_decides(case):
     spec, values = case
@@ -179,12 +182,12 @@ def test_it_makes_no_difference_which_path_decides(case):
 # --- the oracle -----------------------------------------------------------------------------------
 
 
-class Bad(Exception):  # noqa: N818 - it says what the value is
+class Bad(Exception):
     pass
 
 
 def fraction_of(text):
-    if abs(int(D(text).adjusted())) > 5000:
+    if abs(int(Exactly(text).adjusted())) > 5000:
         raise Bad
     return Fraction(text)
 
@@ -193,7 +196,7 @@ def oracle_integer(bits):
     def read(value):
         if not isinstance(value, Text):
             raise Bad
-        number = 0 if not D(value) else fraction_of(value)
+        number = 0 if not Exactly(value) else fraction_of(value)
         if number != int(number) or not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
             raise Bad
         return int(number)
@@ -205,11 +208,11 @@ def oracle_decimal(precision, scale):
     def read(value):
         if not isinstance(value, str):
             raise Bad
-        number = Fraction(0) if not D(value) else fraction_of(value)
+        number = Fraction(0) if not Exactly(value) else fraction_of(value)
         unscaled = number * 10**scale
         if unscaled.denominator != 1 or abs(unscaled) >= 10**precision:
             raise Bad
-        return D(f"{int(unscaled)}E-{scale}")
+        return Exactly(f"{int(unscaled)}E-{scale}")
 
     return read
 
@@ -223,11 +226,13 @@ def oracle_double(value):
 def oracle_float(value):
     """The 32-bit float nearest to the text, even on a tie: by comparing exact distances."""
     middle = oracle_double(value)
-    exact = 0 if not D(value) or D(value).adjusted() < -400 else Fraction(value)
-    if abs(exact) >= 2**128 - 2**103:  # halfway between the largest float and the next, were there one
+    exact = 0 if not Exactly(value) or Exactly(value).adjusted() < -400 else Fraction(value)
+    if (
+        abs(exact) >= 2**128 - 2**103
+    ):  # halfway between the largest float and the next, were there one
         raise Bad
     near = np.float32(min(max(middle, -3.4028234663852886e38), 3.4028234663852886e38))
-    options = [near, np.nextafter(near, np.float32(-3.5e38)), np.nextafter(near, np.float32(3.5e38))]
+    options = [near, np.nextafter(near, np.float32("-inf")), np.nextafter(near, np.float32("inf"))]
     finite = [o for o in options if np.isfinite(o)]
     best = min(finite, key=lambda o: (abs(Fraction(float(o)) - exact), o.view(np.uint32) & 1))
     return -0.0 if best == 0 and value.startswith("-") else float(best) + 0.0
@@ -244,7 +249,10 @@ def oracle_date(value):
 
 def oracle_time(zoned):
     def read(value):
-        if type(value) is not str or "t" in value or "z" in value:
+        # Python is laxer here: small letters, 60 minutes of zone, and 24:00 in newer versions.
+        if type(value) is not str or (value.endswith(":60") and "-14" in value):
+            raise Bad
+        if "t" in value or "z" in value or "24:00:00" in value:
             raise Bad
         try:
             parsed = dt.datetime.fromisoformat(value)
@@ -287,7 +295,7 @@ ORACLES = [
 def test_values_are_what_arithmetic_says(data_type, oracle, texts):
     spec = DecodeSpec(TableSchema((Field("a", data_type),)))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.lists(texts, min_size=1, max_size=12))
     def check(tokens):
         values = [b'{"a":%s}' % token.encode() for token in tokens]
@@ -347,7 +355,7 @@ def strictly(value):
     return isinstance(parsed, dict)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(json_text, json_text.map(lambda j: b'{"zz":' + j + b"}")), max_size=6))
 def test_only_strict_json_objects_pass(values):
     """With no field that the table has, a row says exactly that the value is a strict object."""
@@ -363,6 +371,10 @@ def test_maps_go_the_exact_way_and_come_out_whole():
     spec = DecodeSpec(TableSchema((Field("m", MapType("string", Decimal(5, 2))),)))
     values = [b'{"m":{"a":1.5,"b":"2"}}', b'{"m":{}}', b'{"m":null}', b'{"m":{"a":1.555}}'] * 10
     decoded = JsonDecoder(spec).decode([records(values)])
-    assert decoded.rows["m"].to_pylist()[:3] == [[("a", D("1.50")), ("b", D("2.00"))], [], None]
+    assert decoded.rows["m"].to_pylist()[:3] == [
+        [("a", Exactly("1.50")), ("b", Exactly("2.00"))],
+        [],
+        None,
+    ]
     assert decoded.rows["m"].type == pa.map_(pa.string(), pa.decimal128(5, 2))
     assert len(decoded.parts[0].bad) == 10

@@ -389,6 +389,34 @@ def test_a_stream_that_fails_costs_lines_and_nothing_else():
     assert closed.lines_lost == 1
 
 
+def test_a_signal_that_logs_in_the_middle_of_a_line_costs_that_line():
+    class Interrupted(io.RawIOBase):
+        """Calls back once, from inside of a write, as a signal handler would."""
+
+        def __init__(self):
+            self.inner = None
+            self.written = b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if self.inner is not None:
+                inner, self.inner = self.inner, None
+                inner()
+            self.written += bytes(data)
+            return len(data)
+
+    raw = Interrupted()
+    telemetry = LogTelemetry(
+        io.TextIOWrapper(io.BufferedWriter(raw)), clock=FixedClock(), sink="orders"
+    )
+    raw.inner = lambda: telemetry.event(declared.SIGNAL_RECEIVED, reason="SIGTERM")
+    telemetry.event(declared.REJOINED, reason="x")
+    assert telemetry.lines_lost == 1
+    assert raw.written.startswith(b"12:00:01.234 warning: rejoined: reason=x\n")
+
+
 def test_threads_write_whole_lines():
     telemetry, stream = make(format="json")
 
@@ -429,9 +457,9 @@ def test_what_libraries_log_goes_into_the_same_stream(captured):
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
     assert first["event"] == "library_logged"
     assert (first["level"], first["logger"]) == ("warning", "botocore.auth")
-    assert first["message"] == "refused ***"
+    assert first["error"] == "refused ***"
     assert second["level"] == "error"
-    assert second["message"] == "request failed: KeyError: 'missing'"
+    assert second["error"] == "request failed: KeyError: 'missing'"
 
 
 def test_warnings_go_into_the_same_stream(captured):
@@ -443,14 +471,14 @@ def test_warnings_go_into_the_same_stream(captured):
         warnings.warn("old way", DeprecationWarning, stacklevel=1)
     found = json.loads(stream.getvalue())
     assert found["logger"] == "py.warnings"
-    assert found["message"].endswith("DeprecationWarning: old way")
+    assert found["error"].endswith("DeprecationWarning: old way")
 
 
 def test_a_message_that_does_not_fit_its_arguments_is_logged_as_it_is(captured):
     telemetry, stream = captured
     record = logging.LogRecord("odd", logging.WARNING, "x.py", 1, "%d things", ("many",), None)
     telemetry._handler.handle(record)
-    assert json.loads(stream.getvalue())["message"] == "%d things"
+    assert json.loads(stream.getvalue())["error"] == "%d things"
 
 
 def test_release_gives_the_root_logger_back():

@@ -1,0 +1,138 @@
+"""Results as tables for a person."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.commit_path import (
+    EXPECTED_GROWTH_MAX,
+    EXPECTED_RATIOS,
+    HEADLINE_FSYNC,
+    OURS,
+    THEIRS,
+    CommitPath,
+    Point,
+)
+from benchmarks.fsync import OFF, ON, Fsync
+from benchmarks.lanes import Timings
+
+WIDTH = 100
+
+
+def show(result: CommitPath | Fsync, console: Console) -> None:
+    """Print `result`."""
+    match result:
+        case CommitPath():
+            _show_commits(result, console)
+            _show_opens(result, console)
+        case Fsync():
+            _show_fsync(result, console)
+
+
+def verdict(found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
+    """Return whether `found` is as expected, in words; nothing where nothing was expected."""
+    if at_least is not None:
+        return f"≥ {at_least:g}x {'met' if found >= at_least else 'MISSED'}"
+    if at_most is not None:
+        return f"≤ {at_most:g}x {'met' if found <= at_most else 'MISSED'}"
+    return ""
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _ms(timings: Timings) -> tuple[str, str]:
+    return f"{timings.p50_ms:,.2f}", f"{timings.p99_ms:,.2f}"
+
+
+def _show_commits(result: CommitPath, console: Console) -> None:
+    shape = result.shape
+    console.print(
+        f"commit path: {shape.rows:,} rows a commit, {shape.commits} commits each, ms", style="bold"
+    )
+    table = _table(
+        "fsync",
+        "table\ncommits",
+        f"{OURS}\np50",
+        "p99",
+        f"{THEIRS}\np50",
+        "p99",
+        "ratio\nof p50",
+        "expected",
+    )
+    for fsync in (HEADLINE_FSYNC, not HEADLINE_FSYNC):
+        for point in result.points:
+            table.add_row(*_commit_row(point, fsync=fsync))
+        table.add_section()
+    console.print(table)
+    console.print(
+        "headline: the rows without fsync, where both programs run as they are; in those with "
+        "fsync ours is as users run it, and deltalake's files are flushed for it afterwards."
+    )
+    for fsync in (HEADLINE_FSYNC, not HEADLINE_FSYNC):
+        growth = result.growth(fsync=fsync)
+        first, last = shape.sizes[0], shape.sizes[-1]
+        console.print(
+            f"our p50 at {last:,} commits against {first:,}, fsync {_on(fsync)}: {growth:.2f}x "
+            f"({verdict(growth, at_most=EXPECTED_GROWTH_MAX)})"
+        )
+    verbs = ", ".join(f"{verb} {count}" for verb, count in sorted(result.requests.items()))
+    console.print(f"our requests a commit: {result.requests_per_commit:.2f} ({verbs})\n")
+
+
+def _on(fsync: bool) -> str:
+    return "on" if fsync else "off"
+
+
+def _commit_row(point: Point, *, fsync: bool) -> tuple[str, ...]:
+    ratio = point.ratio(fsync=fsync)
+    return (
+        _on(fsync),
+        f"{point.size:,}",
+        *_ms(point.commits[OURS, fsync]),
+        *_ms(point.commits[THEIRS, fsync]),
+        f"{ratio:.1f}x",
+        verdict(ratio, at_least=EXPECTED_RATIOS.get(point.size)),
+    )
+
+
+def _show_opens(result: CommitPath, console: Console) -> None:
+    console.print(
+        f"opening the table, checkpoint at its head, {result.shape.opens} times each, ms",
+        style="bold",
+    )
+    table = _table(
+        "table\ncommits",
+        "open_log\np50",
+        "worst",
+        "DeltaTable\np50",
+        "worst",
+        "ratio\nof p50",
+    )
+    for point in result.points:
+        ours, theirs = _ms(point.opens[OURS]), _ms(point.opens[THEIRS])
+        table.add_row(f"{point.size:,}", *ours, *theirs, f"{point.open_ratio:.1f}x")
+    console.print(table)
+    console.print()
+
+
+def _show_fsync(result: Fsync, console: Console) -> None:
+    shape = result.shape
+    console.print(
+        f"what fsync costs: {shape.rows:,} rows a commit, {shape.commits} commits each, ms",
+        style="bold",
+    )
+    table = _table(
+        "fsync",
+        "p50",
+        "p99",
+    )
+    table.add_row("off", *_ms(result.timings[OFF]))
+    table.add_row("on", *_ms(result.timings[ON]))
+    console.print(table)
+    console.print(f"ratio of p50, on against off: {result.ratio:.1f}x\n")
