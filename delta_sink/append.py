@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from delta_sink.buffer import Batch
-from delta_sink.decode import BadRecord
+from delta_sink.buffer import Batch, Letter
 from delta_sink.delta.actions import Action, Add, Txn
 from delta_sink.delta.commit import BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Log
 from delta_sink.delta.hive import add_path
@@ -23,7 +22,7 @@ from delta_sink.delta.plan import Plan, SameTable, StillSupported, TagAboveFence
 from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, partition_receipt
 from delta_sink.delta.table import Author, commit_info
 from delta_sink.errors import RetriableError
-from delta_sink.model import AppId, Header, OffsetRange, OutgoingRecord, Records, TopicPartition
+from delta_sink.model import AppId, Header, OffsetRange, OutgoingRecord, TopicPartition
 from delta_sink.ports import Clock, Entropy, ObjectStore, Producer
 
 PUT_TRIES_MAX = 8
@@ -77,7 +76,7 @@ def encode_batch(
         RetriableError: the dead letters did not get through. Drop the batch and read it again.
         FatalError: the dead-letter topic refuses them.
     """
-    letters = _dead_letters(batch, sink=sink, commit_id=commit_id)
+    letters = [dead_letter(letter, sink=sink, commit_id=commit_id) for letter in batch.letters]
     if letters:
         assert dead_letters is not None, "a decoder without a dead-letter topic stops instead"
         target = dead_letters
@@ -173,26 +172,18 @@ def _add(file: DataFile, now_ms: int) -> Add:
     )
 
 
-def _dead_letters(batch: Batch, *, sink: str, commit_id: str) -> list[OutgoingRecord]:
-    return [
-        dead_letter(piece.records, bad, sink=sink, commit_id=commit_id)
-        for chunk in batch.chunks
-        for piece, part in zip(chunk.chunk.pieces, chunk.decoded.parts, strict=True)
-        for bad in part.bad
-    ]
-
-
-def dead_letter(records: Records, bad: BadRecord, *, sink: str, commit_id: str) -> OutgoingRecord:
+def dead_letter(letter: Letter, *, sink: str, commit_id: str) -> OutgoingRecord:
     """Return the bad record as the dead-letter topic gets it: itself, and why, where from.
 
     The headers are those of Kafka Connect (KIP-298), numbers as decimal text, so that tools for
     Connect's dead letters work; `delta_sink.commit_id` says which commit lists it. A letter whose
     commit is not in the log is a repetition of one whose commit is.
     """
-    headers: list[Header] = list(records.headers[bad.index]) if records.headers else []
+    bad = letter.bad
+    headers: list[Header] = list(letter.headers)
     facts = {
-        _CONNECT + "topic": records.tp.topic,
-        _CONNECT + "partition": str(records.tp.partition),
+        _CONNECT + "topic": letter.tp.topic,
+        _CONNECT + "partition": str(letter.tp.partition),
         _CONNECT + "offset": str(bad.offset),
         _CONNECT + "connector.name": sink,
         _CONNECT + "task.id": "0",
@@ -204,5 +195,4 @@ def dead_letter(records: Records, bad: BadRecord, *, sink: str, commit_id: str) 
         COMMIT_ID_HEADER: commit_id,
     }
     headers += [(name, text.encode("utf-8", "replace")) for name, text in facts.items()]
-    key = records.keys[bad.index] if records.keys else None
-    return OutgoingRecord(key, records.values[bad.index], tuple(headers))
+    return OutgoingRecord(letter.key, letter.value, tuple(headers))

@@ -5,7 +5,8 @@ are steps: at offset `o` the level of a set of runs is how many of them hold `o`
 begin at or before it less how many end at or before it. So there is one level for rows, one for
 the ranges of the log, one for each list of a receipt and one for what Kafka serves, and all checks
 are arithmetic on the intervals between the offsets at which any of them changes. Rows without
-gaps take no memory; the worst case (no two offsets adjacent) is 16 bytes a row.
+gaps take no memory; the worst case (no two offsets adjacent) is 16 bytes a row, and ten times
+that for the one partition that is being compared.
 
     rows + dead letters + skipped + gone  >  ranges     doubled, or where no range is
     rows of a range                       ≠  receipt    lost, or too many

@@ -10,16 +10,27 @@ consecutive offsets of each of its partitions and goes into the log whole or not
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from delta_sink.decode import Decoded
-from delta_sink.model import OffsetRange, Records, Run, TopicPartition, runs_join, runs_of
+from delta_sink.decode import BadRecord, Decoded, PartOutcome
+from delta_sink.model import (
+    Header,
+    OffsetRange,
+    Records,
+    Run,
+    TopicPartition,
+    runs_join,
+    runs_of,
+)
 
 RUNS_MAX = 20_000
 """A batch that lists so many runs of offsets is due: its receipt must stay small."""
+
+RECORD_OVERHEAD_BYTES = 180
+"""What a record occupies beside its bytes: objects for value, offset and timestamp (measured)."""
 
 IDLE_FLUSH_MS = 60_000
 """After so long without a row, offsets that have nothing to ride along with go alone."""
@@ -47,17 +58,23 @@ class Piece:
     records: Records
     gone: tuple[Run, ...] = ()
 
+    @property
+    def held_bytes(self) -> int:
+        """What the piece occupies: its bytes, and Python's objects around them."""
+        return self.records.size_bytes + RECORD_OVERHEAD_BYTES * len(self.records)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Pieces that are decoded together.
 
-    `since_ms` is when the first record of its batch arrived. `ends_batch` says that what comes
-    after belongs to the next batch.
+    `size_bytes` are the records' own, `held_bytes` what they occupy. `since_ms` is when the first
+    record of its batch arrived. `ends_batch` says that what comes after belongs to the next one.
     """
 
     pieces: tuple[Piece, ...]
     size_bytes: int
+    held_bytes: int
     since_ms: int
     ends_batch: bool
 
@@ -69,14 +86,15 @@ class Intake:
         self._policy = policy
         self._pieces: list[Piece] = []
         self._bytes = 0
+        self._held_bytes = 0
         self._batch_since_ms: int | None = None
         self._batch_records = 0
         self._batch_bytes = 0
 
     @property
-    def size_bytes(self) -> int:
-        """Bytes of the records that wait here."""
-        return self._bytes
+    def held_bytes(self) -> int:
+        """What the records that wait here occupy."""
+        return self._held_bytes
 
     @property
     def is_empty(self) -> bool:
@@ -87,6 +105,7 @@ class Intake:
         """Take `piece`, which continues the last one of its partition."""
         self._pieces.append(piece)
         self._bytes += piece.records.size_bytes
+        self._held_bytes += piece.held_bytes
         self._batch_records += len(piece.records)
         self._batch_bytes += piece.records.size_bytes
         if self._batch_since_ms is None:
@@ -115,9 +134,11 @@ class Intake:
         elif self._bytes < self._policy.chunk_bytes:
             return None
         assert self._batch_since_ms is not None
-        chunk = Chunk(tuple(self._pieces), self._bytes, self._batch_since_ms, ends_batch)
+        chunk = Chunk(
+            tuple(self._pieces), self._bytes, self._held_bytes, self._batch_since_ms, ends_batch
+        )
         self._pieces = []
-        self._bytes = 0
+        self._bytes = self._held_bytes = 0
         if ends_batch:
             self._batch_since_ms = None
             self._batch_records = 0
@@ -130,42 +151,110 @@ class Intake:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedChunk:
-    """A chunk with its rows and outcomes; `decoded.parts` matches `chunk.pieces`."""
+class Letter:
+    """A bad record on its way to the dead letters: itself, and what is wrong with it."""
 
-    chunk: Chunk
-    decoded: Decoded
+    tp: TopicPartition
+    bad: BadRecord
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedChunk:
+    """What is left of a chunk once it is decoded: rows, ranges of offsets, bad records.
+
+    `ranges` has one for each piece, in order; the records themselves are let go.
+    `produced_first_ms` is the oldest record's timestamp, None where none is known.
+    """
+
+    rows: pa.Table
+    ranges: tuple[OffsetRange, ...]
+    letters: tuple[Letter, ...]
+    size_bytes: int
+    since_ms: int
+    produced_first_ms: int | None
+    ends_batch: bool
+
+    @classmethod
+    def of(cls, chunk: Chunk, decoded: Decoded) -> DecodedChunk:
+        """Return the outcome of `chunk`, whose pieces `decoded.parts` matches one to one."""
+        pairs = list(zip(chunk.pieces, decoded.parts, strict=True))
+        stamps = [
+            piece.records.timestamps_ms[0]
+            for piece in chunk.pieces
+            if len(piece.records.timestamps_ms) and piece.records.timestamps_ms[0] >= 0
+        ]
+        return cls(
+            rows=decoded.rows,
+            ranges=tuple(_range_of(piece, part) for piece, part in pairs),
+            letters=tuple(_letter(piece.records, bad) for piece, part in pairs for bad in part.bad),
+            size_bytes=chunk.size_bytes,
+            since_ms=chunk.since_ms,
+            produced_first_ms=min(stamps, default=None),
+            ends_batch=chunk.ends_batch,
+        )
+
+    @property
+    def held_bytes(self) -> int:
+        """What the outcome occupies."""
+        letters_bytes = sum(len(letter.value or b"") for letter in self.letters)
+        return int(self.rows.nbytes) + letters_bytes + RECORD_OVERHEAD_BYTES * len(self.letters)
+
+
+def _range_of(piece: Piece, part: PartOutcome) -> OffsetRange:
+    assert piece.records.tp == part.tp, (piece.records.tp, part.tp)
+    return OffsetRange(
+        tp=part.tp,
+        offset_first=piece.offset_first,
+        offset_next=piece.records.offset_next,
+        records=len(piece.records),
+        rows=part.rows,
+        dead_letters=runs_of(bad.offset for bad in part.bad),
+        skipped=part.skipped,
+        gone=piece.gone,
+    )
+
+
+def _letter(records: Records, bad: BadRecord) -> Letter:
+    return Letter(
+        tp=records.tp,
+        bad=bad,
+        key=records.keys[bad.index] if records.keys else None,
+        value=records.values[bad.index],
+        headers=records.headers[bad.index] if records.headers else (),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one commit covers: rows, and for each partition one range of offsets."""
 
-    chunks: tuple[DecodedChunk, ...]
+    tables: tuple[pa.Table, ...]
     ranges: tuple[OffsetRange, ...]
-    size_bytes: int
+    letters: tuple[Letter, ...]
+    held_bytes: int
     since_ms: int
-
-    @property
-    def tables(self) -> list[pa.Table]:
-        """The rows, in the order in which their records were read."""
-        return [chunk.decoded.rows for chunk in self.chunks if chunk.decoded.rows.num_rows]
+    produced_first_ms: int | None
 
     @property
     def rows_count(self) -> int:
         """How many rows the batch has."""
         return sum(covered.rows for covered in self.ranges)
 
-    @property
-    def produced_first_ms(self) -> int | None:
-        """When the oldest record was produced, by its timestamp; None where none is known."""
-        stamps = [
-            piece.records.timestamps_ms[0]
-            for chunk in self.chunks
-            for piece in chunk.chunk.pieces
-            if len(piece.records.timestamps_ms) and piece.records.timestamps_ms[0] >= 0
-        ]
-        return min(stamps, default=None)
+
+def batch_of(chunks: Sequence[DecodedChunk]) -> Batch:
+    """Return consecutive chunks as one batch."""
+    stamps = [c.produced_first_ms for c in chunks if c.produced_first_ms is not None]
+    return Batch(
+        tables=tuple(chunk.rows for chunk in chunks if chunk.rows.num_rows),
+        ranges=ranges_joined(covered for chunk in chunks for covered in chunk.ranges),
+        letters=tuple(letter for chunk in chunks for letter in chunk.letters),
+        held_bytes=sum(chunk.held_bytes for chunk in chunks),
+        since_ms=chunks[0].since_ms,
+        produced_first_ms=min(stamps, default=None),
+    )
 
 
 class Gathering:
@@ -180,13 +269,14 @@ class Gathering:
         self._chunks: deque[DecodedChunk] = deque()
         self._rows = 0
         self._bytes = 0
+        self._held_bytes = 0
         self._runs = 0
         self._ended = False
 
     @property
-    def size_bytes(self) -> int:
-        """Bytes of the records whose outcome waits here."""
-        return self._bytes
+    def held_bytes(self) -> int:
+        """What the outcomes that wait here occupy."""
+        return self._held_bytes
 
     @property
     def is_empty(self) -> bool:
@@ -195,12 +285,12 @@ class Gathering:
 
     def add(self, chunk: DecodedChunk) -> None:
         """Take the next chunk, in the order in which chunks were cut."""
-        assert len(chunk.chunk.pieces) == len(chunk.decoded.parts), "one outcome for each piece"
         self._chunks.append(chunk)
-        self._rows += chunk.decoded.rows.num_rows
-        self._bytes += chunk.chunk.size_bytes
-        self._runs += sum(len(part.bad) + len(part.skipped) for part in chunk.decoded.parts)
-        self._ended = chunk.chunk.ends_batch
+        self._rows += chunk.rows.num_rows
+        self._bytes += chunk.size_bytes
+        self._held_bytes += chunk.held_bytes
+        self._runs += sum(len(part.dead_letters) + len(part.skipped) for part in chunk.ranges)
+        self._ended = chunk.ends_batch
 
     def due_in_ms(self, now_ms: int) -> int | None:
         """Return in how many ms what waits must go even without a row; None: nothing waits."""
@@ -208,7 +298,7 @@ class Gathering:
             return None
         if self._rows or self._runs >= RUNS_MAX or self._bytes >= self._policy.bytes_max:
             return 0
-        return max(0, self._chunks[0].chunk.since_ms + IDLE_FLUSH_MS - now_ms)
+        return max(0, self._chunks[0].since_ms + IDLE_FLUSH_MS - now_ms)
 
     def take(self, now_ms: int, *, force: bool = False) -> Batch | None:
         """Return what waits as a batch if it is due (with `force`: in any case), else None."""
@@ -216,8 +306,7 @@ class Gathering:
             return None
         if not self._chunks:
             return None
-        chunks = tuple(self._chunks)
-        batch = Batch(chunks, ranges_of(chunks), self._bytes, chunks[0].chunk.since_ms)
+        batch = batch_of(self._chunks)
         self.clear()
         return batch
 
@@ -226,24 +315,12 @@ class Gathering:
         self.__init__(self._policy)  # type: ignore[misc]  # a cleared gathering is a new one
 
 
-def ranges_of(chunks: Sequence[DecodedChunk]) -> tuple[OffsetRange, ...]:
-    """Return for each partition of `chunks` the one range that its pieces make up, by partition."""
+def ranges_joined(pieces: Iterable[OffsetRange]) -> tuple[OffsetRange, ...]:
+    """Return for each partition the one range that its `pieces`, in order, make up."""
     ranges: dict[TopicPartition, OffsetRange] = {}
-    for chunk in chunks:
-        for piece, part in zip(chunk.chunk.pieces, chunk.decoded.parts, strict=True):
-            assert piece.records.tp == part.tp, (piece.records.tp, part.tp)
-            covered = OffsetRange(
-                tp=part.tp,
-                offset_first=piece.offset_first,
-                offset_next=piece.records.offset_next,
-                records=len(piece.records),
-                rows=part.rows,
-                dead_letters=runs_of(bad.offset for bad in part.bad),
-                skipped=part.skipped,
-                gone=piece.gone,
-            )
-            before = ranges.get(part.tp)
-            ranges[part.tp] = covered if before is None else _joined(before, covered)
+    for piece in pieces:
+        before = ranges.get(piece.tp)
+        ranges[piece.tp] = piece if before is None else _joined(before, piece)
     return tuple(ranges[tp] for tp in sorted(ranges))
 
 

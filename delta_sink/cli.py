@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -86,6 +88,23 @@ def run_writer(
     """Write the topics of one sink into its table."""
     settings = load_settings(config, sets)
     parts = make_parts(settings)
+    parts.telemetry.capture_libraries()
+    try:
+        _write(parts, until_end=until_end)
+    except DeltaSinkError as error:
+        parts.telemetry.event("worker_failed", "error", error=str(error), exit_code=EXIT_FATAL)
+        raise click.exceptions.Exit(EXIT_FATAL) from error
+    except Exception as error:
+        # The top of a worker: said once, as one line of its log, and the process ends.
+        sentence = _bug_sentence(error)
+        parts.telemetry.event("worker_failed", "error", error=sentence, exit_code=EXIT_FATAL)
+        raise click.exceptions.Exit(EXIT_FATAL) from error
+    if as_json:
+        _print_json({"ok": True})
+
+
+def _write(parts: Parts, *, until_end: bool) -> None:
+    """Run a writer until it has stopped."""
     _register(parts)
     probe_store(parts)
     writer, jobs = make_writer(parts, until_end=until_end)
@@ -217,17 +236,27 @@ def _print_json(value: object) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
+def _bug_sentence(error: Exception) -> str:
+    """Return where an unexpected error came from; its text may hold a value and stays out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "delta_sink" in frame.filename] or list(frames)
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}"
+    return (
+        f"this is a bug in delta-sink {__version__}: {type(error).__name__} at {where}; nothing "
+        f"uncommitted was kept, so that a restart is safe"
+    )
+
+
 def main() -> None:
     """Run a command and leave with its exit code; every error is one sentence on stderr."""
     code = EXIT_DONE
     try:
-        cli.main(standalone_mode=False)
+        # Outside of its standalone mode click returns the code of an `Exit` and does not raise it.
+        code = cli.main(standalone_mode=False) or EXIT_DONE
     except ConfigError as error:
         for problem in error.problems:
             click.echo(f"configuration: {problem}", err=True)
         code = EXIT_USAGE
-    except click.exceptions.Exit as error:
-        code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = EXIT_USAGE
@@ -236,8 +265,12 @@ def main() -> None:
     except DeltaSinkError as error:
         click.echo(f"delta-sink: {error}", err=True)
         code = EXIT_FATAL
-    sys.stdout.flush()
-    sys.stderr.flush()
+    except Exception as error:  # the top: said once, and the process ends
+        click.echo(f"delta-sink: {_bug_sentence(error)}", err=True)
+        code = EXIT_FATAL
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more, as behind `| head`
+            stream.flush()
     # Readers of Arrow tables and librdkafka run threads that may abort an interpreter that is
     # being torn down; nothing is left to do here that tearing down would do.
     os._exit(code)

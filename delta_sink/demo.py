@@ -380,7 +380,8 @@ def _print_report(
             console.print(f"  {sentence}")
     table = folder / "table"
     console.print(f"\nthe table: [cyan]{table}[/]   (configuration and logs beside it)")
-    console.print(f"  duckdb   select * from delta_scan('{table}') limit 10;", markup=False)
+    select = f"select * from delta_scan('{table}') limit 10;"  # noqa: S608  # shown, not run
+    console.print(f"  duckdb   {select}", markup=False)
     console.print(f"  polars   pl.scan_delta('{table}').head(10).collect()", markup=False)
     console.print(f"  spark    spark.read.format('delta').load('{table}').show(10)", markup=False)
 
@@ -392,7 +393,7 @@ def _print_sample(console: Console, table: Path, path: str) -> None:
     for name in names:
         grid.add_column(name, justify="right" if name == "amount" else "left")
     for row in rows:
-        lines = ", ".join(f"{line['quantity']}×{line['sku']}" for line in row["lines"])
+        lines = ", ".join(f"{line['quantity']}x{line['sku']}" for line in row["lines"])
         shown = [row[name] for name in names[:-2]]
         placed_at = f"{row['placed_at']:%Y-%m-%d %H:%M:%S}"
         grid.add_row(*(str(value) for value in shown), placed_at, lines)

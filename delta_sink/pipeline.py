@@ -49,7 +49,7 @@ class Sealed:
     commit_id: str
     since_ms: int
     produced_first_ms: int | None
-    size_bytes: int
+    held_bytes: int
     encoding: Job[EncodedBatch]
     encoded: EncodedBatch | None = None
     puts: list[Job[None]] = field(default_factory=list)
@@ -93,17 +93,17 @@ class Pipeline:
 
     @property
     def is_full(self) -> bool:
-        """Whether it holds as many bytes of record values as the memory budget allows."""
-        return self.size_bytes >= self._pipeline_bytes
+        """Whether it holds as much as the memory budget allows."""
+        return self.held_bytes >= self._pipeline_bytes
 
     @property
-    def size_bytes(self) -> int:
-        """Bytes of record values between poll and store."""
+    def held_bytes(self) -> int:
+        """What is occupied between poll and store: records, rows and files."""
         return (
-            self._intake.size_bytes
-            + sum(chunk.size_bytes for chunk, _ in self._decoding)
-            + self._gathering.size_bytes
-            + sum(sealed.size_bytes for sealed in self._sealed if not sealed.is_stored)
+            self._intake.held_bytes
+            + sum(chunk.held_bytes for chunk, _ in self._decoding)
+            + self._gathering.held_bytes
+            + sum(sealed.held_bytes for sealed in self._sealed if not sealed.is_stored)
         )
 
     @property
@@ -153,6 +153,8 @@ class Pipeline:
         """
         self._take_decoded()
         self._take_encoded()
+        # Nothing more comes in while it is full: what is in must go, due or not.
+        flush = flush or (self.is_full and not self._sealed)
         self._start_decodes(view, flush=flush)
         self._start_encode(view, tag=tag, flush=flush)
 
@@ -167,7 +169,7 @@ class Pipeline:
                 self._decoding.clear()
                 raise
             self._log.telemetry.count("delta_sink_unknown_fields_total", decoded.unknown_fields)
-            self._gathering.add(DecodedChunk(chunk, decoded))
+            self._gathering.add(DecodedChunk.of(chunk, decoded))
 
     def _accept(self, decoded: Decoded) -> None:
         """Return if the bad records among `decoded` may go to the dead letters."""
@@ -239,7 +241,7 @@ class Pipeline:
                 commit_id,
                 batch.since_ms,
                 batch.produced_first_ms,
-                batch.size_bytes,
+                batch.held_bytes,
                 self._submit_encode(view, batch, commit_id, tag),
             )
         )

@@ -64,6 +64,7 @@ def storage_options(storage: StorageSettings) -> dict[str, str]:
         "aws_session_token": _secret(storage.session_token),
         "aws_virtual_hosted_style_request": "false" if storage.path_style else "true",
         "allow_http": "true" if storage.allow_http else "false",
+        "max_retries": storage.retry_max,
         "connect_timeout": f"{storage.connect_timeout_ms} ms",
     }
     return {key: str(value) for key, value in options.items() if value is not None}

@@ -23,7 +23,6 @@ aborted records, which are never returned.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -54,9 +53,6 @@ CLOSE_MS_MAX: Final = 10_000
 
 UNREADABLE_TRIES_MAX: Final = 5
 """How often the same offset is fetched again after an answer that cannot be read."""
-
-WAITING_AGAIN_MS: Final = 60_000
-"""The same reason to wait is not told twice within this time."""
 
 _MIB: Final = 1 << 20
 _UNKNOWN: Final = frozenset(
@@ -118,7 +114,8 @@ class KafkaConsumer:
             ConfigError: librdkafka refuses a key or a value.
         """
         assert bool(topics) != bool(pattern), "either topics or a pattern"
-        self._brokers = config.get("bootstrap.servers", "")
+        servers = config.get("bootstrap.servers", "")
+        self._unreachable = f"waiting for the brokers at {servers}: not reachable"
         self._topics = list(topics)
         self._columns = columns
         self._telemetry = telemetry
@@ -128,7 +125,7 @@ class KafkaConsumer:
         self._unstarted: set[TopicPartition] = set()
         self._events: list[ConsumerEvent] = []
         self._refused: FatalError | None = None
-        self._waiting_since_ms: dict[str, int] = {}
+        self._told: set[str] = set()
         settings = consumer_settings(config, group=group, queue_bytes_max=queue_bytes_max)
         settings |= {"error_cb": self._on_error, "on_commit": self._on_commit}
         self._client: Any = make_client(Client, settings, telemetry)
@@ -151,6 +148,8 @@ class KafkaConsumer:
             self._found(names)
         timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
         records = self._taken(self._client.consume(records_max, timeout_s))
+        if records:
+            self._told.discard(self._unreachable)
         if self._unstarted:
             self._assign_anew()
         if self._refused is not None:
@@ -251,7 +250,7 @@ class KafkaConsumer:
             self._pause(tps)
         if tps:
             self._events.append(Assigned(tuple(sorted(tps))))
-            self._waiting_since_ms.clear()
+            self._told.clear()
 
     def _on_revoke(self, _client: object, places: list[Place]) -> None:
         self._give_up(places, lost=False)
@@ -460,13 +459,12 @@ class KafkaConsumer:
         if is_refusal(error):
             self._refused = self._refused or refusal("reading as a group member", error)
         elif code in (KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE):
-            self._wait_for(f"waiting for the brokers at {self._brokers}: not reachable")
+            self._wait_for(self._unreachable)
 
     def _wait_for(self, reason: str) -> None:
-        now_ms = time.monotonic_ns() // 1_000_000
-        told_ms = self._waiting_since_ms.get(reason)
-        if told_ms is None or now_ms - told_ms >= WAITING_AGAIN_MS:
-            self._waiting_since_ms[reason] = now_ms
+        """Tell the reason once, until an assignment (or, of an outage, a record) ends it."""
+        if reason not in self._told:
+            self._told.add(reason)
             self._events.append(Waiting(reason))
 
     def _on_commit(self, error: KafkaError | None, _places: list[Place]) -> None:

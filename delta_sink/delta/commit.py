@@ -30,9 +30,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from delta_sink.delta.actions import Entry, parse_entry
 from delta_sink.delta.checkpoint import read_checkpoint
-from delta_sink.delta.logstore import Listing, LogStore
+from delta_sink.delta.logstore import LAST_CHECKPOINT_PATH, Listing, LogStore
 from delta_sink.delta.plan import Plan
 from delta_sink.delta.receipt import receipt_of
 from delta_sink.delta.state import LogState
@@ -82,7 +84,7 @@ def open_log(log: Log) -> LogState | None:
     """
     for _ in range(OPEN_TRIES_MAX):
         started_ms = log.clock.elapsed_ms()
-        listing = log.entries.list()
+        listing = _list_from_checkpoint(log)
         if not listing.entries and not listing.checkpoints:
             return None
         try:
@@ -93,6 +95,25 @@ def open_log(log: Log) -> LogState | None:
         f"the log changed {OPEN_TRIES_MAX} times while it was opened: something removes entries "
         f"faster than they can be read"
     )
+
+
+def _list_from_checkpoint(log: Log) -> Listing:
+    """Return a listing that has the newest checkpoint, if there is one, and all after it.
+
+    `_last_checkpoint` may be stale, so it only says from where to list: a log that keeps a week
+    of entries would take hundreds of pages. Where no checkpoint is found from there on, all of
+    the log is listed.
+    """
+    try:
+        hint = msgspec.json.decode(log.store.get(LAST_CHECKPOINT_PATH).data, type=_LastCheckpoint)
+    except (ObjectMissing, msgspec.DecodeError):
+        return log.entries.list()
+    listing = log.entries.list(hint.version)
+    return listing if listing.checkpoints else log.entries.list()
+
+
+class _LastCheckpoint(msgspec.Struct):
+    version: int
 
 
 def _open_listed(log: Log, listing: Listing, started_ms: int) -> LogState:

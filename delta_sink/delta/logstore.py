@@ -13,6 +13,7 @@ from delta_sink.errors import ObjectMissing
 from delta_sink.ports import Created, Exists, ObjectInfo, ObjectStore
 
 LOG_FOLDER = "_delta_log/"
+LAST_CHECKPOINT_PATH = LOG_FOLDER + "_last_checkpoint"
 
 _ENTRY = re.compile(r"_delta_log/(\d{20})\.json")
 _CHECKPOINT = re.compile(

@@ -240,6 +240,9 @@ def test_an_outage_loses_nothing(kafka):
     kafka.produce(T0, numbered(5_000, 5_010))
     poll_until(consumer, lambda s: s.offset_next(T0) == 5_010, seen=seen)
     assert seen.offsets(T0) == list(range(5_010))
+    assert len(seen.of(Waiting)) == 1
+    kafka.server.set_down()
+    poll_until(consumer, lambda s: len(s.of(Waiting)) == 2, seen=seen)
     consumer.close()
 
 

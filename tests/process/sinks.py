@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import TopicPartition as Place
 from deltalake import DeltaTable
 
 from delta_sink.delta.actions import Entry, parse_entry
@@ -85,6 +86,10 @@ class WriterProcess:
                 found.append(event)
         return found
 
+    def words(self) -> list[str]:
+        """Return the lines that are no log events: what the process told a person."""
+        return words_of(self.log_path.read_text(encoding="utf-8"))
+
     def worker_id(self) -> str | None:
         started = self.events("worker_started")
         return started[0]["worker"] if started else None
@@ -116,9 +121,10 @@ class Sink:
         self.folder = folder
         self.config = config
         self.writers: list[WriterProcess] = []
+        self.env: dict[str, str] = {}
         self._count = 0
 
-    def __enter__(self) -> Sink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -141,7 +147,7 @@ class Sink:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=self._environment(),
             )
         writer = WriterProcess(process, log_path)
         self.writers.append(writer)
@@ -154,9 +160,20 @@ class Sink:
             capture_output=True,
             text=True,
             cwd=self.folder,
+            env=self._environment(),
             timeout=timeout_s,
             check=False,
         )
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment of a command: ours, with `env` over it."""
+        return {**os.environ, "PYTHONUNBUFFERED": "1", **self.env}
+
+    def drain(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a writer up to the ends of its topics; it must leave with 0."""
+        done = self.run("run", "writer", "--until-end", *arguments, timeout_s=timeout_s)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done
 
     def audit(self) -> dict[str, Any]:
         """Return what `audit --deep --json` prints."""
@@ -170,7 +187,8 @@ class Sink:
         """Return the table's log."""
         log = self.folder / "table" / "_delta_log"
         return [
-            parse_entry(int(path.stem), path.read_bytes(), "") for path in sorted(log.glob("*.json"))
+            parse_entry(int(path.stem), path.read_bytes(), "")
+            for path in sorted(log.glob("*.json"))
         ]
 
     def committed_records(self) -> int:
@@ -260,6 +278,84 @@ class LedgerProducer:
                 self.produce(range(number, due))
                 number = due
             self._producer.poll(0.01)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the lines of `text` that are no JSON: of a command's stderr, its last words."""
+    return [line for line in text.splitlines() if line and not line.startswith("{")]
+
+
+def events_of(text: str, name: str) -> list[dict[str, Any]]:
+    """Return the events of one name in a JSON log."""
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return [event for event in lines if event.get("event") == name]
+
+
+def values(numbers: Iterable[int], padding: int = 0) -> list[bytes]:
+    """Return a record's value for each number; `padding` makes it longer by so many letters."""
+    return [
+        json.dumps({"id": number, "payload": f"payload of {number}" + "x" * padding}).encode()
+        for number in numbers
+    ]
+
+
+def produce(
+    bootstrap: str,
+    topic: str,
+    records: Iterable[bytes | None],
+    *,
+    partitions: int = 1,
+    key: bytes | None = None,
+    headers: list[tuple[str, bytes]] | None = None,
+) -> None:
+    """Return once the brokers have every record, spread over `partitions` in turn."""
+    failed = []
+    config = {"bootstrap.servers": bootstrap, "linger.ms": 5, "message.max.bytes": 16 << 20}
+    producer = Producer(config)
+
+    def delivered(error: object, _message: object) -> None:
+        if error is not None:
+            failed.append(error)
+
+    for number, value in enumerate(records):
+        while True:
+            try:
+                producer.produce(
+                    topic,
+                    value=value,
+                    key=key,
+                    headers=headers,
+                    partition=number % partitions,
+                    on_delivery=delivered,
+                )
+                break
+            except BufferError:
+                producer.poll(0.05)
+        producer.poll(0)
+    assert producer.flush(30) == 0
+    assert not failed, failed[0]
+
+
+def records_in(bootstrap: str, topic: str) -> list[Message]:
+    """Return every record that partition 0 of a topic holds."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "a-reader-of-tests",
+            "enable.auto.commit": False,
+        }
+    )
+    try:
+        first, end = consumer.get_watermark_offsets(Place(topic, 0), timeout=10)
+        consumer.assign([Place(topic, 0, first)])
+        found: list[Message] = []
+        while len(found) < end - first:
+            messages = consumer.consume(1000, timeout=10)
+            assert messages, f"{topic}: {len(found)} of {end - first} records"
+            found += messages
+        return found
+    finally:
+        consumer.close()
 
 
 def compare(table: Path, ledger: Ledger) -> dict[str, int]:

@@ -67,7 +67,9 @@ def test_every_flight_arrives_as_it_left(tmp_path):
     with EmbeddedBroker({TOPIC: PARTITIONS}) as broker:
         producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "linger.ms": 20})
         for number, record in enumerate(records):
-            producer.produce(TOPIC, value=json.dumps(record).encode(), partition=number % PARTITIONS)
+            producer.produce(
+                TOPIC, value=json.dumps(record).encode(), partition=number % PARTITIONS
+            )
             if number % 1000 == 0:
                 producer.poll(0)
         producer.flush()

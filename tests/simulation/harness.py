@@ -240,9 +240,17 @@ class Simulation:
 
     def foreign_commit(self, *actions: dict) -> int:
         """Let another engine's commit land now at the head; return its version."""
+        info = {"operation": "OTHER", "engineInfo": "another engine"}
+        return self._land({"commitInfo": info}, *actions)
+
+    def seek_commit(self, receipt: dict, *actions: dict) -> int:
+        """Let an operator's SEEK land now at the head; return its version."""
+        info = {"operation": "SEEK", "userMetadata": json.dumps(receipt)}
+        return self._land({"commitInfo": info}, *actions)
+
+    def _land(self, *actions: dict) -> int:
         version = self.oracle.version + 1
-        info = {"commitInfo": {"operation": "OTHER", "engineInfo": "another engine"}}
-        body = "\n".join(json.dumps(action) for action in (info, *actions)).encode()
+        body = "\n".join(json.dumps(action) for action in actions).encode()
         self.store.write(f"_delta_log/{version:020d}.json", body)
         return version
 

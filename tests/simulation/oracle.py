@@ -172,7 +172,7 @@ class Oracle:
             stats = json.loads(add["stats"])
             require(stats["numRecords"] == len(table), "I8", f"{path} has {len(table)} rows")
             for row in table:
-                self._row(row)
+                self._row(row | add["partitionValues"])
                 found[row["_kafka_topic"], row["_kafka_partition"]].append(row["_kafka_offset"])
         return found
 

@@ -30,7 +30,7 @@ from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, partition_receipt
 from delta_sink.delta.schema import METADATA_FIELDS, Field, TableSchema
 from delta_sink.delta.state import LogState
 from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
-from delta_sink.errors import ObjectMissing, TableRefused
+from delta_sink.errors import ObjectMissing, StoreUnavailable, TableRefused
 from delta_sink.model import AppId, OffsetRange, TopicPartition, runs_count
 from delta_sink.settings import StorageSettings
 
@@ -732,6 +732,54 @@ def test_storage_settings_reach_the_reader():
     assert told["aws_secret_access_key"] == "secret"
     assert told["allow_http"] == "true"
     assert "aws_session_token" not in told
+
+
+def test_a_store_that_does_not_answer():
+    nobody = StorageSettings(
+        endpoint_url="http://127.0.0.1:9",
+        region="us-east-1",
+        access_key_id="key",
+        secret_access_key="secret",
+        retry_max=0,
+    )
+    with pytest.raises(StoreUnavailable, match="deltalake cannot read version 0"):
+        list(DeltaRows("s3://bucket/table", nobody).offsets(0))
+
+
+@pytest.mark.process
+def test_rows_come_from_s3_too():
+    """The server runs in a thread of this process: the reader must not hold the lock."""
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        storage = StorageSettings(
+            endpoint_url=f"http://{host}:{port}",
+            region="us-east-1",
+            access_key_id="key",
+            secret_access_key="secret",
+        )
+        client = boto3.client(
+            "s3",
+            endpoint_url=storage.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+        )
+        client.create_bucket(Bucket="bucket")
+        rows = rows_of(TableSchema((Field("amount", "long"), *COLUMNS)), {P0: list(range(7))})
+        write_deltalake("s3://bucket/table", rows, storage_options=storage_options(storage))
+        reader = DeltaRows("s3://bucket/table", storage)
+        assert sum(batch.num_rows for batch in reader.offsets(0)) == 7
+        for found in client.list_objects_v2(Bucket="bucket")["Contents"]:
+            if found["Key"].endswith(".parquet"):
+                client.delete_object(Bucket="bucket", Key=found["Key"])
+        with pytest.raises(ObjectMissing, match="the log lists the file"):
+            list(reader.offsets(0))
+        client.close()
+    finally:
+        server.stop()
 
 
 @dataclass

@@ -104,7 +104,7 @@ FORM_CASES = [
     ),
     ("value: {format: xml}", "value.format: expected one of json, json_schema, avro, "),
     ("value: {binary: raw}", "value.binary: expected one of base64 or hex, got 'raw'"),
-    ("value: {nesting_max: 0}", "value.nesting_max: expected a number from 1 to 256, got 0"),
+    ("value: {nesting_max: 0}", "value.nesting_max: expected a number from 1 to 200, got 0"),
     (
         "value: {record_bytes_max: 1GiB}",
         "value.record_bytes_max: expected 1KiB or more, at most 256MiB, got '1GiB'",
