@@ -283,6 +283,11 @@ class Gathering:
         """Return whether nothing waits here."""
         return not self._chunks
 
+    @property
+    def chunks_count(self) -> int:
+        """How many chunks wait here."""
+        return len(self._chunks)
+
     def add(self, chunk: DecodedChunk) -> None:
         """Take the next chunk, in the order in which chunks were cut."""
         self._chunks.append(chunk)
@@ -362,3 +367,10 @@ class BadRecordRatio:
             return None
         ratio = self._bad / self._records
         return ratio if ratio > self._ratio_max else None
+
+    def forget(self, chunks: int) -> None:
+        """Count the last `chunks` chunks no longer: they were dropped and are read again."""
+        for _ in range(min(chunks, len(self._seen))):
+            records, bad = self._seen.pop()
+            self._records -= records
+            self._bad -= bad

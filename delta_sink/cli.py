@@ -117,8 +117,6 @@ def _write(parts: Parts, *, until_end: bool) -> None:
         signal.signal(number, stop)
     writer.run()
     jobs.close(0)
-    if as_json:
-        _print_json({"ok": True})
 
 
 @cli.command("check-config")
@@ -265,7 +263,7 @@ def main() -> None:
     except DeltaSinkError as error:
         click.echo(f"delta-sink: {error}", err=True)
         code = EXIT_FATAL
-    except Exception as error:  # the top: said once, and the process ends
+    except Exception as error:  # noqa: BLE001  # the top: said once, and the process ends
         click.echo(f"delta-sink: {_bug_sentence(error)}", err=True)
         code = EXIT_FATAL
     for stream in (sys.stdout, sys.stderr):

@@ -166,7 +166,7 @@ def _produce(bootstrap: str, count: int, partitions: int, produced: Produced, se
             while number - seen.records > window:
                 time.sleep(0.01)
         producer.flush()
-    except BaseException as error:  # handed to the main thread, which raises it
+    except BaseException as error:  # noqa: BLE001  # handed to the main thread, which raises it
         produced.error = error
     produced.is_done = True
 

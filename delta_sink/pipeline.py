@@ -50,6 +50,7 @@ class Sealed:
     since_ms: int
     produced_first_ms: int | None
     held_bytes: int
+    chunks_count: int
     encoding: Job[EncodedBatch]
     encoded: EncodedBatch | None = None
     puts: list[Job[None]] = field(default_factory=list)
@@ -127,6 +128,9 @@ class Pipeline:
 
     def clear(self) -> None:
         """Forget everything. Jobs that are out run on; their results are not taken."""
+        # What is dropped is read again: its bad records must not be counted twice.
+        sealed_count = sum(sealed.chunks_count for sealed in self._sealed)
+        self._ratio.forget(sealed_count + self._gathering.chunks_count)
         self._intake.clear()
         self._decoding.clear()
         self._gathering.clear()
@@ -242,6 +246,7 @@ class Pipeline:
                 batch.since_ms,
                 batch.produced_first_ms,
                 batch.held_bytes,
+                len(batch.chunks),
                 self._submit_encode(view, batch, commit_id, tag),
             )
         )

@@ -175,6 +175,11 @@ def kafka_refusals(kafka: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield key, "refused: it replaces the brokers by a mock inside the process"
         elif name in _OBJECTS or _OBJECT_END.search(name):
             yield key, "refused: a callback is code, and a file holds none"
+    if kafka.get("isolation.level", "read_committed") != "read_committed":
+        yield (
+            "isolation.level",
+            "expected read_committed: a record of an aborted transaction was never there",
+        )
     if not kafka.get("bootstrap.servers", "").strip():
         yield "bootstrap.servers", "missing; expected host:port, or several with commas between"
     if kafka.get("group.protocol", "").lower() == "consumer":

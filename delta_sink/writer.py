@@ -269,6 +269,9 @@ class Writer:
         part = self._parts.get(records.tp)
         if part is None or not part.is_live or records.offset_next == part.offset_next:
             return
+        if self._stop_asked:
+            # What this would continue may be gone: bad records take along what is behind them.
+            return
         first = records.offsets[0] if len(records) else records.offset_next
         assert first >= part.offset_next, f"{records.tp}@{first}: read back of {part.offset_next}"
         self._pipeline.add(Piece(part.offset_next, records, part.gone), now_ms)
@@ -373,6 +376,9 @@ class Writer:
             part.committed = part.offset_next = start.offset_next
             part.gone = start.gone
             offsets[tp] = start.read_from
+            if start.gone:
+                # There may be no record behind the gap that could take it along.
+                self._admit(Records(tp, start.read_from, (), ()), self._clock.elapsed_ms())
         if offsets and not self._stop_asked:
             self._consumer.start(offsets)
             self._consumer.commit({tp: self._parts[tp].committed for tp in offsets})
@@ -553,9 +559,9 @@ class Writer:
         """Whether the log has everything up to the ends seen at the start."""
         if self._ends is None or self._state is None:
             return False
-        halted = {part.app_id for part in self._parts.values() if part.halted}
+        halted = {tp for tp, part in self._parts.items() if part.halted}
         return all(
-            app_id in halted or self._state.txns.get(str(app_id), -1) >= end
+            app_id.tp in halted or self._state.txns.get(str(app_id), -1) >= end
             for app_id, end in self._ends.items()
         )
 

@@ -60,7 +60,20 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "view",
         ),
     ),
-    ("workers", ("append", "claim", "pipeline", "writer", "audit", "audit_chain", "audit_report", "audit_rows", "connect")),
+    (
+        "workers",
+        (
+            "append",
+            "claim",
+            "pipeline",
+            "writer",
+            "audit",
+            "audit_chain",
+            "audit_report",
+            "audit_rows",
+            "connect",
+        ),
+    ),
     ("adapters", ("adapters", "testing")),
     ("top", ("wiring", "cli", "demo")),
 ]

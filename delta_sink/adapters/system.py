@@ -82,7 +82,7 @@ class _ThreadJob(Generic[T]):
         assert self._function is not None, "a job runs once"
         try:
             self._result = self._function()
-        except BaseException as error:  # `result` raises it in the state thread
+        except BaseException as error:  # noqa: BLE001  # `result` raises it in the state thread
             self._error = error
         self._function = None
         self._is_done = True

@@ -223,7 +223,7 @@ class World:
     def _body(self, task: Task, function: Callable[[], object]) -> None:
         try:
             task.result = function()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # the world reports it
             task.error = error
         self._end(task)
 

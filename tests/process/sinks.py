@@ -285,6 +285,12 @@ def words_of(text: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("{")]
 
 
+def sentences_of(text: str) -> list[str]:
+    """Return what a command that failed told a person: its last words, in the log or beside it."""
+    failed = [str(event["error"]) for event in events_of(text, "worker_failed")]
+    return [*words_of(text), *failed]
+
+
 def events_of(text: str, name: str) -> list[dict[str, Any]]:
     """Return the events of one name in a JSON log."""
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]

@@ -20,6 +20,7 @@ from tests.process.sinks import (
     Sink,
     events_of,
     produce,
+    sentences_of,
     values,
     words_of,
     write_config,
@@ -41,8 +42,8 @@ def overlay(folder, name, config):
 
 
 def only_sentence(done):
-    """Return the one line on stderr that is no log event; there must be one and no traceback."""
-    words = words_of(done.stderr)
+    """Return the one sentence with which a command failed; there must be no other and no trace."""
+    words = sentences_of(done.stderr)
     assert len(words) == 1, done.stderr
     assert "Traceback" not in done.stderr
     return words[0]
@@ -346,10 +347,11 @@ def test_overlays_and_sets_reach_the_worker(tmp_path, broker):
     config = write_config(tmp_path, broker.bootstrap_servers, source={"topics": ["nowhere"]})
     second = overlay(tmp_path, "second.yaml", {"source": {"topics": ["layered"]}, "name": "second"})
     third = overlay(tmp_path, "third.yaml", {"table": {"comment": "from ${COMMENT:-nobody}"}})
-    with Sink(tmp_path, config) as sink:
+    first = str(config)
+    with Sink(tmp_path, Path(third)) as sink:
         sink.env["COMMENT"] = "the environment"
         done = sink.drain(
-            "-c", second, "-c", third, "--set", "table.uri=./elsewhere", "--set", "name=fourth"
+            "-c", first, "-c", second, "--set", "table.uri=./elsewhere", "--set", "name=fourth"
         )
         assert events_of(done.stderr, "worker_started")[0]["group"] == "fourth"
         table = DeltaTable(str(tmp_path / "elsewhere"))
@@ -357,9 +359,9 @@ def test_overlays_and_sets_reach_the_worker(tmp_path, broker):
         assert table.to_pyarrow_table().num_rows == 5
         as_human = sink.drain(
             "-c",
-            second,
+            first,
             "-c",
-            third,
+            second,
             "--set",
             "logs.format=human",
             "--set",

@@ -545,9 +545,7 @@ def test_cp12_the_groups_offsets_have_arrived(sim, how, monkeypatch):
         if not point.hits and host.name == "w0":
             sim.world.sleep_ms(100, "lets them arrive")
             point.hits += 1
-            assert all(
-                sim.group.committed[tp] == sim.txn(tp.partition) for tp in sim.group.owners
-            )
+            assert all(sim.group.committed[tp] == sim.txn(tp.partition) for tp in sim.group.owners)
             assert sim.workers["w0"].committed == []
             point.strike(host, how)
             sim.world.switch("goes on")

@@ -91,7 +91,7 @@ def test_exists_and_not_there_opens_anew_and_tries_again(bench):
     assert bench.landed(plan) == [1]
     assert state.version == 1
     kinds = [kind for kind, _ in bench.store.asked]
-    assert kinds == ["put_if_absent", "get", "list", "get", "put_if_absent"]
+    assert kinds == ["put_if_absent", "get", "get", "list", "get", "put_if_absent"]
 
 
 def test_exists_and_not_there_in_doubt_gives_up(bench):
@@ -559,7 +559,27 @@ def test_opening_reads_from_the_newest_checkpoint_on_found_by_list(bench):
     state = open_log(bench.log)
     assert state.version == 6
     assert state.txns == {"newer": 2, "app4": 4, "app5": 5}
-    assert ("get", "_delta_log/_last_checkpoint") not in bench.store.asked
+
+
+@pytest.mark.parametrize("hint", [b'{"version":5,"size":1}', b'{"version":-1}', b"nonsense", b""])
+def test_a_wrong_hint_of_the_last_checkpoint_costs_a_list_and_nothing_else(bench, hint):
+    for version in range(6):
+        bench.other(f"app{version}", version)
+    write_checkpoint(bench, 4, {"newer": 2})
+    bench.store.store("_delta_log/_last_checkpoint", hint)
+    state = open_log(bench.log)
+    assert state.version == 6
+    assert state.txns == {"newer": 2, "app4": 4, "app5": 5}
+
+
+def test_the_hint_of_the_last_checkpoint_saves_listing_what_is_before_it(bench):
+    for version in range(6):
+        bench.other(f"app{version}", version)
+    write_checkpoint(bench, 4, {"newer": 2})
+    bench.store.store("_delta_log/_last_checkpoint", b'{"version":4,"size":1}')
+    bench.store.asked.clear()
+    assert open_log(bench.log).version == 6
+    assert len([kind for kind, _ in bench.store.asked if kind == "list"]) == 1
 
 
 def test_an_incomplete_checkpoint_in_parts_is_passed_over(bench):
@@ -615,7 +635,8 @@ def test_a_log_that_never_holds_still_is_refused(bench):
     def vanish(honest):
         raise ObjectMissing("gone")
 
-    bench.store.script("get", *[vanish] * OPEN_TRIES_MAX)
+    # Each opening asks for the hint of the last checkpoint first, then for an entry.
+    bench.store.script("get", *[vanish] * (2 * OPEN_TRIES_MAX))
     with pytest.raises(TableRefused, match=f"changed {OPEN_TRIES_MAX} times"):
         open_log(bench.log)
 

@@ -146,7 +146,7 @@ def test_kafka_values_become_text():
 
 def test_kafka_keys_that_stay_the_users():
     settings = loaded(
-        "kafka: {partition.assignment.strategy: range, isolation.level: read_uncommitted, "
+        "kafka: {partition.assignment.strategy: range, isolation.level: read_committed, "
         "group.instance.id: a, client.id: b, ssl.ca.location: /ca.pem}"
     )
     assert settings.kafka["partition.assignment.strategy"] == "range"
