@@ -33,7 +33,7 @@ from delta_sink.delta.actions import Add, CommitInfo, Entry, Metadata
 from delta_sink.delta.checkpoint import read_checkpoint
 from delta_sink.delta.commit import OPEN_TRIES_MAX, Log
 from delta_sink.delta.logstore import Checkpoint, Listing
-from delta_sink.delta.receipt import PartitionReceipt, Receipt, receipt_of
+from delta_sink.delta.receipt import RETIRED, PartitionReceipt, Receipt, receipt_of
 from delta_sink.errors import ObjectMissing, TableRefused
 from delta_sink.model import AppId, runs_of
 
@@ -195,10 +195,13 @@ class _Walk:
         if before != entry.version:
             report(f"versions {before} and {entry.version} carry the same commit id: landed twice")
         self._files.take_own(entry, receipt, report)
+        retired = {p.tp: p.app_id for p in receipt.partitions if p.offset_next == RETIRED}
         seen: set[str] = set()
         for part in receipt.partitions:
             app_id = AppId.parse(part.app_id)
-            if app_id is None or app_id.sink != receipt.sink or app_id.tp != part.tp:
+            is_taken = receipt.kind == "seek" and part.offset_next == RETIRED
+            is_theirs = app_id is not None and (is_taken or app_id.sink == receipt.sink)
+            if app_id is None or not is_theirs or app_id.tp != part.tp:
                 report(
                     f"version {entry.version}: the receipt of sink '{receipt.sink}' says "
                     f"'{part.app_id}' of {part.tp}"
@@ -207,17 +210,38 @@ class _Walk:
                 report(f"version {entry.version}: the receipt has {part.tp} twice")
             else:
                 seen.add(part.app_id)
-                self._take_part(entry, receipt, part, self._chain(part.app_id, app_id))
+                chain = self._chain(part.app_id, app_id)
+                txn = (entry.txns or {}).get(part.app_id)
+                chain.take(part, receipt.kind, entry.version, txn, report)
+                if receipt.kind == "seek" and self._sink in (receipt.sink, app_id.sink):
+                    self._take_seek(entry.version, receipt, part, retired.get(part.tp))
 
-    def _take_part(
-        self, entry: Entry, receipt: Receipt, part: PartitionReceipt, chain: Chain
+    def _take_seek(
+        self, version: int, receipt: Receipt, part: PartitionReceipt, replaced: str | None
     ) -> None:
-        txn = (entry.txns or {}).get(part.app_id)
-        chain.take(part, receipt.kind, entry.version, txn, self._report(receipt.sink))
-        if receipt.kind == "seek" and receipt.sink == self._sink:
-            self._seeks.append(
-                Seek(entry.version, part.tp, part.offset_first, part.offset_next, receipt.reason)
+        """List a seek of this sink; one that takes over is listed once, as the new app id's."""
+        heir = None
+        if part.offset_next == RETIRED:
+            heirs = [
+                other.app_id
+                for other in receipt.partitions
+                if other.tp == part.tp and other.offset_next != RETIRED
+            ]
+            if heirs and receipt.sink == self._sink:
+                return
+            heir = heirs[0] if heirs else ""
+        self._seeks.append(
+            Seek(
+                version,
+                part.tp,
+                part.offset_first,
+                part.offset_next,
+                receipt.reason,
+                operator=receipt.worker,
+                replaces=replaced if heir is None else None,
+                heir=heir,
             )
+        )
 
     def _chain(self, text: str, app_id: AppId) -> Chain:
         if text not in self._chains:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from delta_sink.audit_report import Cover, Offsets, PartitionAudit
-from delta_sink.delta.receipt import Kind, PartitionReceipt
+from delta_sink.delta.receipt import RETIRED, Kind, PartitionReceipt
 from delta_sink.model import AppId, Run, runs_count
 
 Report = Callable[[str], None]
@@ -19,7 +19,7 @@ class Chain:
     """The ranges that receipts name for one app id.
 
     `txn` is what the log holds after the last entry, None before the first (or where it is not
-    known because the entries are gone). While `_is_known` is False, the next range is believed
+    known because the entries are gone), RETIRED after another app id took the partition over. While `_is_known` is False, the next range is believed
     where it begins: nothing is left that could contradict it.
     """
 
@@ -66,7 +66,9 @@ class Chain:
         _check_counts(part, kind, where, report)
         if kind == "append" and part.offset_first < part.offset_next:
             self._keep(part, version)
-        if self._offset_first is None:
+        if part.offset_next == RETIRED:
+            self._offset_last = part.offset_first  # where it ended, whoever went on from there
+        elif self._offset_first is None:
             self._offset_first = part.offset_next if kind == "seek" else part.offset_first
         self._records += part.records
         self._commits += 1
@@ -99,12 +101,13 @@ class Chain:
         elif not self._is_known:
             self.txn = self._offset_next = txn
             self._is_known = True
-            if self._offset_first is None:
+            if self._offset_first is None and txn != RETIRED:
                 self._offset_first = txn
 
     def forget(self, *, proven_from: int) -> None:
         """Entries are gone: what comes next need not chain with what came before."""
-        self._offset_last = self._offset_last if self.txn is None else self.txn
+        if self.txn is not None and self.txn != RETIRED:
+            self._offset_last = self.txn
         self.txn = self._offset_next = None
         self._is_known = False
         self._proven_from = proven_from
@@ -122,7 +125,7 @@ class Chain:
             sink=self.app_id.sink,
             tp=self.app_id.tp,
             offset_first=offset_first,
-            offset_next=offset_last if self.txn is None else self.txn,
+            offset_next=offset_last if self.txn in (None, RETIRED) else self.txn,
             records=self._records,
             rows=int(cover.rows.sum()),
             commits=self._commits,
@@ -147,6 +150,8 @@ class Chain:
                     f"{where}: the seek starts at {part.offset_first}, the range before ends at "
                     f"{self._offset_next}"
                 )
+        elif self._offset_next == RETIRED:
+            report(f"{where}: a range from {part.offset_first} after another app id took over")
         elif self._offset_next is None:
             report(f"{where}: its first range begins at {part.offset_first} without a claim")
         elif part.offset_first > self._offset_next:

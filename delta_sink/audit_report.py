@@ -40,22 +40,37 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Seek:
-    """An operator moved a partition from one offset to another, on purpose."""
+    """An operator moved a partition from one offset to another, on purpose.
+
+    `replaces` is the app id in whose place the partition goes on. For the sink whose partition
+    was taken over `heir` is the app id that has it now, or empty where nobody has.
+    """
 
     version: int
     tp: TopicPartition
     offset_from: int
     offset_to: int
     reason: str | None
+    operator: str = ""
+    replaces: str | None = None
+    heir: str | None = None
 
     def __str__(self) -> str:
+        why = f" ({self.reason})" if self.reason else ""
+        if self.replaces is not None:
+            return (
+                f"{self.tp}: version {self.version} goes on at {self.offset_to} in place of "
+                f"'{self.replaces}'{why}"
+            )
+        if self.heir is not None:
+            by = f"'{self.heir}' takes it over" if self.heir else "nobody goes on"
+            return f"{self.tp}: version {self.version} ends it at {self.offset_from}: {by}{why}"
         if self.offset_to < self.offset_from:
             what = f"offsets {self.offset_to} to {self.offset_from - 1} may be read twice"
         elif self.offset_to > self.offset_from:
             what = f"offsets {self.offset_from} to {self.offset_to - 1} are left out"
         else:
             what = "nothing is read twice or left out"
-        why = f" ({self.reason})" if self.reason else ""
         return f"{self.tp}: version {self.version} is a seek to {self.offset_to}: {what}{why}"
 
 
@@ -194,6 +209,9 @@ class Audit:
                 "offset_from": seek.offset_from,
                 "offset_to": seek.offset_to,
                 "reason": seek.reason,
+                "operator": seek.operator,
+                "replaces": seek.replaces,
+                "heir": seek.heir,
             }
             for seek in self.seeks
         ]
@@ -227,6 +245,9 @@ class Audit:
             f"{rows:,} rows, {bad:,} dead letters and {skipped:,} skipped records of "
             f"{_plural(len(self.partitions), 'partition')}, at version {self.table_version}"
         )
+        gone = sum(partition.gone for partition in self.partitions)
+        if gone:
+            what += f"; Kafka had lost {_plural(gone, 'offset')} before they were read"
         if not self.ok:
             return f"not exactly once ({_plural(len(self.violations), 'violation')}): {what}"
         if not self.partitions:

@@ -19,9 +19,10 @@ from delta_sink.delta.plan import (
     Plan,
     StillSupported,
     TxnIs,
+    retired_sentence,
     rival_sentence,
 )
-from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, partition_receipt
+from delta_sink.delta.receipt import RECEIPT_FORMAT, RETIRED, Receipt, partition_receipt
 from delta_sink.delta.state import LogState
 from delta_sink.delta.support import refuse_log_store, refuse_unsupported
 from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
@@ -141,30 +142,61 @@ def settle(
     missing = sorted(set(partitions) - set(app_ids))
     if missing:
         raise BrokerUnavailable(f"the brokers do not know {missing[0]}, which is assigned to us")
-    _refuse_other_spelling(state, app_ids)
+    refuse_other_names(state, app_ids)
     state = _claim_all(source, state, app_ids, author)
     starts, halted = _guarded(source, state, {tp: app_ids[tp] for tp in partitions})
-    return Settled(state, starts, halted, _ends(source, app_ids) if ends else None)
+    return Settled(state, starts, halted, _ends(source, state, app_ids) if ends else None)
 
 
-def _ends(source: Source, app_ids: Mapping[TopicPartition, AppId]) -> dict[AppId, int]:
-    """Return the end of every partition, once all topics that the configuration names exist."""
+def _ends(
+    source: Source, state: LogState, app_ids: Mapping[TopicPartition, AppId]
+) -> dict[AppId, int]:
+    """Return the end of every partition, once all topics that the configuration names exist.
+
+    An end below what the table has would be reached before anything was read, so that a topic
+    which was made anew would pass for one that was read to its end.
+    """
     wanted = source.settings.source.topics or ()
     missing = sorted(set(wanted) - {tp.topic for tp in app_ids})
     if missing or not app_ids:
         name = f"topic '{missing[0]}'" if missing else "a topic that source.topics_regex matches"
         raise BrokerUnavailable(f"waiting for {name}: it does not exist yet")
     offsets = source.broker.offsets(list(app_ids), "latest")
+    for tp, app_id in sorted(app_ids.items()):
+        if state.txns[str(app_id)] > offsets[tp]:
+            raise SourceRefused(_truncated(tp, state.txns[str(app_id)], offsets[tp]))
     return {app_id: offsets[tp] for tp, app_id in app_ids.items()}
 
 
-def _refuse_other_spelling(state: LogState, app_ids: Mapping[TopicPartition, AppId]) -> None:
-    """Refuse a `txn` of this sink for the same partition under another topic id."""
-    for text in state.txns:
-        other = AppId.parse(text)
-        mine = app_ids.get(other.tp) if other is not None else None
-        if other is not None and mine is not None and other.sink == mine.sink and other != mine:
+def _truncated(tp: TopicPartition, offset: int, end: int) -> str:
+    return (
+        f"{tp}: the table has everything up to offset {offset}, but the topic ends at {end}: it "
+        f"was truncated or created again; check the topic, then move the offset with "
+        f"`delta-sink seek`"
+    )
+
+
+def refuse_other_names(state: LogState, app_ids: Mapping[TopicPartition, AppId]) -> None:
+    """Return if each partition goes on under its app id, and under no other of this sink's.
+
+    Retired app ids of this sink are no others: what replaced them is in the log.
+
+    Raises:
+        SourceRefused: this sink has the partition under another topic id, or another sink took
+            it over.
+    """
+    live = [
+        app_id
+        for text, txn in state.txns.items()
+        if txn != RETIRED and (app_id := AppId.parse(text)) is not None
+    ]
+    for other in live:
+        mine = app_ids.get(other.tp)
+        if mine is not None and other.sink == mine.sink and other != mine:
             raise SourceRefused(rival_sentence(mine, other))
+    for _, mine in sorted(app_ids.items()):
+        if state.txns.get(str(mine)) == RETIRED:
+            raise SourceRefused(retired_sentence(mine, live))
 
 
 def _claim_all(
@@ -290,11 +322,7 @@ def _guarded(
     for tp, app_id in app_ids.items():
         offset = state.txns[str(app_id)]
         if offset > end[tp]:
-            halted[tp] = (
-                f"{tp}: the table has everything up to offset {offset}, but the topic ends at "
-                f"{end[tp]}: it was truncated or created again; check the topic, then move the "
-                f"offset with `delta-sink seek`"
-            )
+            halted[tp] = _truncated(tp, offset, end[tp])
         elif offset >= earliest[tp]:
             starts[tp] = Start(app_id, offset, offset)
         elif source.settings.source.on_offset_gap == "skip":

@@ -177,8 +177,8 @@ def _write_config(folder: Path, bootstrap: str) -> Path:
         "kafka": {
             "bootstrap.servers": bootstrap,
             # A killed writer is noticed within seconds, so that the demo stays short.
-            "session.timeout.ms": 3000,
-            "heartbeat.interval.ms": 500,
+            "session.timeout.ms": 2000,
+            "heartbeat.interval.ms": 200,
         },
         "source": {"topics": [TOPIC], "topic_ids": "none"},
         "value": {"format": "json"},

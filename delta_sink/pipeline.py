@@ -236,6 +236,7 @@ class Pipeline:
         if len(self._sealed) >= SEALED_MAX:
             return
         nothing_before = self._intake.is_empty and not self._decoding
+        chunks_count = self._gathering.chunks_count
         batch = self._gathering.take(self._log.clock.elapsed_ms(), force=flush and nothing_before)
         if batch is None:
             return
@@ -246,7 +247,7 @@ class Pipeline:
                 batch.since_ms,
                 batch.produced_first_ms,
                 batch.held_bytes,
-                len(batch.chunks),
+                chunks_count,
                 self._submit_encode(view, batch, commit_id, tag),
             )
         )

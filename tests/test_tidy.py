@@ -72,6 +72,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "audit_report",
             "audit_rows",
             "connect",
+            "seek",
         ),
     ),
     ("adapters", ("adapters", "testing")),

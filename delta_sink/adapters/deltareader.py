@@ -57,7 +57,8 @@ class DeltaRows:
 def storage_options(storage: StorageSettings) -> dict[str, str]:
     """Return `storage` as deltalake spells it; what is left out comes from the AWS chain."""
     options = {
-        "aws_endpoint_url": storage.endpoint_url,
+        # Under this name, or the variable AWS_ENDPOINT_URL_S3 would go before the configuration.
+        "aws_endpoint_url_s3": storage.endpoint_url,
         "aws_region": storage.region,
         "aws_access_key_id": storage.access_key_id,
         "aws_secret_access_key": _secret(storage.secret_access_key),

@@ -63,6 +63,15 @@ _UNKNOWN: Final = frozenset(
     }
 )
 
+_REBALANCING: Final = frozenset(
+    {
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+    }
+)
+"""What every group answers to a commit while it rebalances; the next commit makes up for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConsumerColumns:
@@ -473,7 +482,8 @@ class KafkaConsumer:
 
     def _count_failed_commit(self, error: KafkaError) -> None:
         self._telemetry.count(GROUP_COMMIT_FAILURES)
-        self._telemetry.event(GROUP_COMMIT_FAILED, "warning", error=said(error))
+        if error.code() not in _REBALANCING:
+            self._telemetry.event(GROUP_COMMIT_FAILED, "warning", error=said(error))
 
     def _log(self, category: str, text: str) -> None:
         self._telemetry.event(

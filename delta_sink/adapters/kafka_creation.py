@@ -37,7 +37,10 @@ def ensure_topics(
             return []
         new = [NewTopic(name, num_partitions=partitions[name]) for name in missing]
         created = []
-        for name, future in client.create_topics(new, operation_timeout=ANSWER_S_MAX).items():
+        answers = client.create_topics(
+            new, operation_timeout=ANSWER_S_MAX, request_timeout=ANSWER_S_MAX
+        )
+        for name, future in answers.items():
             try:
                 future.result(timeout=2 * ANSWER_S_MAX)
                 created.append(name)
@@ -49,4 +52,6 @@ def ensure_topics(
         if is_refusal(told):
             raise refusal(doing, told) from error
         raise BrokerUnavailable(f"kafka: {doing}: no answer: {said(told)}") from error
+    except TimeoutError as error:  # librdkafka has kept its own time-out to itself
+        raise BrokerUnavailable(f"kafka: {doing}: no answer") from error
     return created

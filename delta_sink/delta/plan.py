@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol as TypingProtocol
 
 from delta_sink.delta.actions import Action, Entry, Protocol, encode_entry
+from delta_sink.delta.receipt import RETIRED
 from delta_sink.delta.state import LogState
 from delta_sink.delta.support import refuse_log_store, refuse_unsupported
 from delta_sink.errors import CommitConflict, FencedError, SourceRefused
@@ -50,15 +51,21 @@ class TxnIs:
 
 @dataclass(frozen=True, slots=True)
 class NoRival:
-    """No other sink, and no other incarnation of the topic, has a `txn` for this partition."""
+    """No other sink, and no other incarnation of the topic, has a `txn` for this partition.
+
+    Retired ones are nobody's any more. `replaced` are those that the plan itself retires.
+    """
 
     app_id: AppId
+    replaced: frozenset[str] = frozenset()
 
     def check(self, state: LogState, entry: Entry | None) -> None:
         """Raise SourceRefused if the partition is somebody else's already."""
         if entry is not None and not entry.txns:
             return
-        for text in state.txns:
+        for text, txn in state.txns.items():
+            if txn == RETIRED or text in self.replaced:
+                continue
             other = AppId.parse(text)
             if other is not None and other.tp == self.app_id.tp and other != self.app_id:
                 raise SourceRefused(rival_sentence(self.app_id, other))
@@ -81,6 +88,21 @@ def rival_sentence(mine: AppId, other: AppId) -> str:
         f"{mine.tp}: the topic was deleted and created again (id {other.topic_id} in the log, "
         f"{mine.topic_id} at the brokers), so its offsets mean other records: confirm with "
         f"`delta-sink seek --adopt-topic`"
+    )
+
+
+def retired_sentence(mine: AppId, heirs: Sequence[AppId]) -> str:
+    """Return why `mine` cannot go on: its offset was taken over by one of `heirs`, if that is known."""
+    heir = next((other for other in heirs if other.tp == mine.tp), None)
+    if heir is None or heir.sink == mine.sink:
+        return (
+            f"{mine.tp}: the table goes on under another id of this topic than the brokers now "
+            f"give ({mine.topic_id}), which was given up by `delta-sink seek --adopt-topic`"
+        )
+    return (
+        f"{mine.tp}: sink '{heir.sink}' took over the offsets of '{mine.sink}' and goes on in its "
+        f"place: start writers under the name '{heir.sink}', or take them back with `delta-sink "
+        f"seek --adopt-sink {heir.sink}`"
     )
 
 

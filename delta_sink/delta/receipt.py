@@ -18,6 +18,14 @@ from delta_sink.model import OffsetRange, Run, TopicPartition
 RECEIPT_FORMAT = 1
 Kind = Literal["append", "claim", "seek", "table"]
 
+RETIRED = 2**53 - 1
+"""The `txn` of a partition that goes on under another app id: nobody may continue from it.
+
+A `txn` cannot be taken out of a log. One that was left where it was would let a writer that still
+runs under the old name go on; this value fences it, as it stands for no offset that Kafka will
+reach. It is the largest number that every reader of JSON keeps exact.
+"""
+
 
 class PartitionReceipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of the offsets of one partition. `app_id` is the `txn` that they moved."""
@@ -44,8 +52,9 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `commit_id` is fresh for each plan; dead letters carry it. A `claim` fixes where partitions
     start (`offset_first == offset_next`); in a `seek` `offset_first` is the offset before and
-    `offset_next` the one after, which may be lower; a `table` commit makes the table or changes
-    its properties and moves no offset.
+    `offset_next` the one after, which may be lower, or RETIRED for an app id that another one of
+    the same receipt replaces; a `table` commit makes the table or changes its properties and moves
+    no offset.
     """
 
     format: int

@@ -22,7 +22,8 @@ LOG_RETENTION_MIN_MS = 24 * 3_600_000
 
 # Appending needs nothing more for these than what is checked below or what we do anyway:
 # deletion vectors and change data concern only those who delete, V2 checkpoints only those who
-# write checkpoints.
+# write checkpoints. deltalake lists variantType wherever it lists anything; a column of that type
+# is refused where the schema is read.
 _ALLOWED = frozenset(
     {
         "appendOnly",
@@ -40,6 +41,8 @@ _ALLOWED = frozenset(
         "inCommitTimestamp",
         "typeWidening",
         "typeWidening-preview",
+        "variantType",
+        "variantType-preview",
         "icebergCompatV1",
         "icebergCompatV2",
     }

@@ -171,7 +171,11 @@ class Sink:
 
     def drain(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a writer up to the ends of its topics; it must leave with 0."""
-        done = self.run("run", "writer", "--until-end", *arguments, timeout_s=timeout_s)
+        try:
+            done = self.run("run", "writer", "--until-end", *arguments, timeout_s=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            log = (error.stderr or b"").decode()
+            raise AssertionError(f"not at the end in {timeout_s} s: {log[-3000:]}") from None
         assert done.returncode == 0, done.stderr[-2000:]
         return done
 
@@ -349,14 +353,16 @@ def records_in(bootstrap: str, topic: str) -> list[Message]:
             "bootstrap.servers": bootstrap,
             "group.id": "a-reader-of-tests",
             "enable.auto.commit": False,
+            "fetch.message.max.bytes": 32 << 20,
+            "receive.message.max.bytes": 64 << 20,
         }
     )
     try:
         first, end = consumer.get_watermark_offsets(Place(topic, 0), timeout=10)
         consumer.assign([Place(topic, 0, first)])
         found: list[Message] = []
-        while len(found) < end - first:
-            messages = consumer.consume(1000, timeout=10)
+        while (missing := end - first - len(found)) > 0:
+            messages = consumer.consume(min(1000, missing), timeout=10)
             assert messages, f"{topic}: {len(found)} of {end - first} records"
             found += messages
         return found

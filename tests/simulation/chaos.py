@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from delta_sink.errors import FatalError
-from tests.simulation.harness import DAY_MS, NARROW, ROOMY, Simulation
+from tests.simulation.harness import DAY_MS, NARROW, ROOMY, TOPIC, Simulation
 
 PROBABILITIES = (0.03, 0.1, 0.3)
 TRAFFIC_MS = 240_000
@@ -50,6 +50,8 @@ class Chaos:
         self.records = records
         self.done: Counter[str] = Counter()
         self._is_over = False
+        if self.random.random() < 0.3:
+            sim.group.protocol = "eager"
 
     def run(self) -> None:
         """Let all of it happen; what is left is `Simulation.finish`."""
@@ -59,6 +61,8 @@ class Chaos:
             self.world.later(self.random.randrange(TRAFFIC_MS), self._produce)
         for _ in range(8):
             self.world.later(self.random.randrange(TRAFFIC_MS), self._foreign)
+        if self.random.random() < 0.3:
+            self.world.later(self.random.randrange(TRAFFIC_MS), self._grow)
         self._next_phase()
         self._next_blow()
         self.world.run(until=self._look_after, limit_ms=TRAFFIC_MS)
@@ -114,6 +118,12 @@ class Chaos:
         else:
             sim.foreign_commit({"txn": {"appId": "somebody else", "version": sim.oracle.version}})
             self.done["foreign commit"] += 1
+
+    def _grow(self) -> None:
+        """Give the topic more partitions."""
+        self.sim.partitions += self.random.randint(1, 3)
+        self.sim.kafka.add_partitions(TOPIC, self.sim.partitions)
+        self.done["partitions added"] += 1
 
     def _look_after(self) -> bool:
         """Start again who stopped for want of progress; any other end is an error."""

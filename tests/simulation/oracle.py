@@ -123,6 +123,7 @@ class Oracle:
         match = ENTRY.fullmatch(path)
         if match is not None:
             self._cleaned_up.add(int(match[1]))
+        require(path not in self.live, "I10", f"{path} is deleted and the table needs it")
 
     def _entry(self, version: int, data: bytes) -> None:
         require(
@@ -214,7 +215,7 @@ class Oracle:
             if receipt["kind"] == "claim":
                 self._claim(part)
             elif receipt["kind"] == "seek":
-                self.places[part["app_id"]].offset_next = part["offset_next"]
+                self._seek(part)
             else:
                 self._range(part, receipt, rows.pop((part["topic"], part["partition"]), []))
         require(not rows, "I4", f"rows of {set(rows)} are in no range of version {self.version}")
@@ -224,6 +225,17 @@ class Oracle:
         require(app_id not in self.places, "I4", f"{app_id} is claimed twice")
         require(part["offset_first"] == part["offset_next"], "I4", f"{app_id}: a claim of a range")
         self.places[app_id] = Place(part["offset_next"], part["offset_next"])
+
+    def _seek(self, part: dict) -> None:
+        """The overlap that it states may come again, and nothing else.
+
+        An app id that takes over another's offset begins with a seek and has no claim.
+        """
+        first, after = part["offset_first"], part["offset_next"]
+        place = self.places.setdefault(part["app_id"], Place(after, after))
+        place.offset_next = after
+        for seen in (place.rows, place.letters, place.skipped):
+            seen.difference_update([offset for offset in seen if after <= offset < first])
 
     def _range(self, part: dict, receipt: dict, rows: list[int]) -> None:
         app_id, first, after = part["app_id"], part["offset_first"], part["offset_next"]

@@ -5,7 +5,7 @@ import pytest
 from delta_sink.errors import FatalError, SourceRefused, TableRefused
 from delta_sink.memory import MemoryBudget
 from delta_sink.model import TopicPartition
-from tests.simulation.harness import LETTERS, TOPIC, settings_of, simulation
+from tests.simulation.harness import DAY_MS, LETTERS, TOPIC, settings_of, simulation
 
 SEEDS = range(3)
 P0, P1 = TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)
@@ -768,3 +768,60 @@ def test_a_bounded_run_of_an_empty_topic_ends(seed):
         w0 = sim.start(until_end=True)
         sim.run(lambda: w0.task.done, limit_ms=2 * MINUTE)
         assert w0.task.error is None
+
+
+# --- what another member does ---------------------------------------------------------------------
+
+
+def test_what_is_buffered_of_a_revoked_partition_is_dropped(seed):
+    """Not flushed: by the time that it could be, the partition may be another's."""
+    with simulation(seed, partitions=2, config="flush: {interval_ms: 60000}") as sim:
+        w0 = sim.start("w0")
+        sim.run(lambda: bool(claims(sim)))
+        sim.run_for(5_000)
+        sim.fill(10)
+        sim.run_for(2_000)
+        w1 = sim.start("w1")
+        sim.run(lambda: bool(w0.named("partitions_revoked")))
+        sim.run_for(500)
+        assert [fields["reason"] for fields in w0.named("resynced")] == [
+            "partitions were taken away"
+        ]
+        w0.stop()
+        sim.run(lambda: w0.task.done)
+        sim.run(lambda: sim.is_complete and bool(w1.committed))
+        mine = {
+            part["partition"]
+            for receipt in sim.oracle.receipts.values()
+            if receipt["worker"] == w0.named("worker_started")[0]["worker"]
+            and receipt["kind"] == "append"
+            for part in receipt["partitions"]
+        }
+        assert len(mine) <= 1
+
+
+def test_after_a_long_night_in_which_the_log_was_cleaned_up(seed):
+    """Paused for two days just before its commit is sent: it lands where nobody reads."""
+    with simulation(seed, partitions=1) as sim:
+        w0 = sim.start()
+        sim.run(lambda: bool(claims(sim)))
+        sim.run_for(3_000)
+        asleep = []
+
+        def sleep(task):
+            asleep.append(True)
+            task.host.pause(2 * DAY_MS)
+
+        sim.world.at("store.put_if_absent begins", sleep)
+        sim.fill(5)
+        sim.run(lambda: bool(asleep))
+        for _ in range(4):
+            sim.foreign_commit({"txn": {"appId": "at night", "version": 1}})
+        sim.checkpoint()
+        sim.run_for(DAY_MS + DAY_MS // 2)
+        sim.clean_up()
+        sim.run(lambda: not w0.host.paused, limit_ms=DAY_MS)
+        sim.finish()
+        assert list(sim.oracle.ghosts) == [2]
+        assert {"reason": "a commit was not answered"} in w0.named("resynced")
+        assert len(sim.oracle.places[sim.app_id()].rows) == 5

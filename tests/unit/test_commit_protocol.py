@@ -322,6 +322,23 @@ def test_an_exists_that_comes_after_a_clean_up_is_not_believed(bench):
     assert bench.landed(plan) == []
 
 
+def test_an_exists_with_the_own_commit_in_a_place_that_was_cleaned_up(bench):
+    """The late PUT landed where nobody reads: finding it there is no proof that it counts."""
+    store = bench.store
+
+    def meanwhile():
+        cleaned_up(bench)
+        store.late[0]()
+        bench.clock.sleep_ms(MINUTE)
+
+    store.script("put_if_absent", on_the_wire(store), first(meanwhile))
+    plan = bench.plan()
+    with pytest.raises(CommitUnknown):
+        commit(bench.log, bench.state(), plan)
+    assert bench.landed(plan) == [1]
+    assert "mine" not in open_log(bench.log).txns
+
+
 def test_an_exists_whose_entry_is_cleaned_up_before_it_is_read(bench):
     """Within the minute: nothing of ours was taken, so that the plan goes to the new head."""
     plan = bench.plan()
@@ -419,6 +436,18 @@ def test_a_table_that_is_gone_is_no_table_to_go_on_with(bench):
         commit(bench.log, state, bench.plan())
     with pytest.raises(TableRefused, match="gone"):
         follow(bench.log, state)
+
+
+def test_a_look_minds_a_checkpoint_above(bench):
+    """Entry 0 is there and all that came after it is not: a clean-up that was not ours."""
+    state = bench.state(age_ms=MINUTE)
+    while bench.head < 5:
+        bench.other()
+    write_checkpoint(bench, 5, {"other": 1})
+    bench.remove(1, 2, 3, 4, 5)
+    plan = bench.plan()
+    assert commit(bench.log, state, plan).version == 6
+    assert bench.sent() == [6]
 
 
 def test_a_checkpoint_at_the_known_version_renews(bench):

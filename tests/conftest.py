@@ -1,0 +1,130 @@
+"""Real servers for tests: the fixtures `kafka`, `minio` and `dynamodb`.
+
+They stand for running servers, the same ones for a whole run: under pytest-xdist every test that
+asks for one runs in the same worker, so that a broker is restarted under nobody else. Tests share
+nothing on them: each takes topics, groups, buckets and tables of its own.
+
+A server that cannot be installed for lack of a program means a skip that says which one; under
+`CI=true`, a failure.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.services.install import CannotInstall, InstallFailed
+from tests.services.servers import TITLES, Servers, installed
+
+_STARTED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def servers(request):
+    """Return the set of servers of this run."""
+    with Servers() as servers:
+        yield servers
+        servers.keeps_logs = request.session.testsfailed > 0
+        _note(request.config, servers)
+
+
+@pytest.fixture(scope="session")
+def kafka(servers):
+    """Return the running broker, a `tests.services.kafka.Kafka`."""
+    return _running(servers, "kafka")
+
+
+@pytest.fixture(scope="session")
+def minio(servers):
+    """Return the running S3 server, a `tests.services.minio.Minio`."""
+    return _running(servers, "minio")
+
+
+@pytest.fixture(scope="session")
+def dynamodb(servers):
+    """Return the running DynamoDB server, a `tests.services.dynamodb.DynamoDb`."""
+    return _running(servers, "dynamodb")
+
+
+def _running(servers: Servers, name: str):
+    try:
+        return servers.get(name)
+    except CannotInstall as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI runs every test: {error}", pytrace=False)
+        pytest.skip(str(error))
+
+
+# --- which tests need servers -------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark every test that needs a server: it is slow, and runs where the servers are."""
+    for item in items:
+        if _needed(item):
+            item.add_marker(pytest.mark.process)
+            item.add_marker(pytest.mark.xdist_group("services"))
+
+
+def pytest_collection_finish(session):
+    """Install what the chosen tests need, before any test's time begins to run."""
+    if session.config.option.collectonly:
+        return
+    for name in sorted({name for item in session.items for name in _needed(item)}):
+        try:
+            installed(name)
+        except (CannotInstall, InstallFailed):
+            continue  # the fixture says so, of each test
+
+
+def _needed(item) -> list[str]:
+    """Return the servers that a test asks for, itself or through its fixtures."""
+    definitions = getattr(item, "_fixtureinfo", None)
+    if definitions is None:
+        return []
+    ours = {
+        name
+        for name, found in definitions.name2fixturedefs.items()
+        if name in TITLES and any(each.func.__module__ == __name__ for each in found)
+    }
+    # A fixture of the same name that a module has for itself hides ours, unless it asks for it.
+    return sorted(name for name in ours if _reaches_ours(definitions.name2fixturedefs[name]))
+
+
+def _reaches_ours(found) -> bool:
+    name = found[-1].argname
+    for definition in reversed(found):
+        if definition.func.__module__ == __name__:
+            return True
+        if name not in definition.argnames:
+            return False
+    return False
+
+
+# --- what the run says of them ------------------------------------------------------------------
+
+
+def _note(config, servers: Servers) -> None:
+    titles = servers.titles()
+    if servers.keeps_logs:
+        titles.append(f"logs kept in {servers.folder}")
+    output = getattr(config, "workeroutput", None)
+    if output is None:
+        config.stash.setdefault(_STARTED, []).extend(titles)
+    else:
+        output["services"] = titles
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take over what a worker of pytest-xdist had started."""
+    titles = getattr(node, "workeroutput", {}).get("services", [])
+    node.config.stash.setdefault(_STARTED, []).extend(titles)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say which real servers the tests ran on."""
+    for title in config.stash.get(_STARTED, []):
+        terminalreporter.write_line(f"services: {title}")
