@@ -162,17 +162,6 @@ class StorageSettings:
         default=10_000,
         description="Time in milliseconds that one request may take (10000, at most 30000).",
     )
-    connect_timeout_ms: Annotated[int, Whole(100, 30_000)] = Field(
-        default=3_000, description="Time in milliseconds that a connection may take (3000)."
-    )
-    retry_max: Annotated[int, Whole(0, 100)] = Field(
-        default=8,
-        description="Tries after the first one when the store gives no usable answer (8).",
-    )
-    retry_backoff_ms: Annotated[int, Whole(1, 10_000)] = Field(
-        default=100,
-        description="First pause in milliseconds between tries; it doubles each time (100).",
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)

@@ -20,6 +20,9 @@ from delta_sink.audit_rows import OFFSET, PARTITION, TOPIC
 from delta_sink.errors import ObjectMissing, StoreUnavailable, TableRefused
 from delta_sink.settings import StorageSettings
 
+READ_RETRIES_MAX = 2
+"""Tries after the first one: deltalake only reads here, and the audit can be run again."""
+
 _MISSING_FILE = re.compile(r"Object at location (?P<path>\S+) not found")
 _NO_ANSWER = re.compile(r"error sending request|retry_timeout|Generic \w+ error|HTTP error")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -65,8 +68,8 @@ def storage_options(storage: StorageSettings) -> dict[str, str]:
         "aws_session_token": _secret(storage.session_token),
         "aws_virtual_hosted_style_request": "false" if storage.path_style else "true",
         "allow_http": "true" if storage.allow_http else "false",
-        "max_retries": storage.retry_max,
-        "connect_timeout": f"{storage.connect_timeout_ms} ms",
+        "max_retries": READ_RETRIES_MAX,
+        "timeout": f"{storage.request_timeout_ms} ms",
     }
     return {key: str(value) for key, value in options.items() if value is not None}
 

@@ -728,7 +728,7 @@ def test_storage_settings_reach_the_reader():
             secret_access_key="secret",
         )
     )
-    assert told["aws_endpoint_url"] == "http://127.0.0.1:9000"
+    assert told["aws_endpoint_url_s3"] == "http://127.0.0.1:9000"
     assert told["aws_secret_access_key"] == "secret"
     assert told["allow_http"] == "true"
     assert "aws_session_token" not in told
@@ -740,7 +740,7 @@ def test_a_store_that_does_not_answer():
         region="us-east-1",
         access_key_id="key",
         secret_access_key="secret",
-        retry_max=0,
+        request_timeout_ms=500,
     )
     with pytest.raises(StoreUnavailable, match="deltalake cannot read version 0"):
         list(DeltaRows("s3://bucket/table", nobody).offsets(0))

@@ -52,7 +52,7 @@ def decoded(chunk, *, bad=(), skipped=()):
             PartOutcome(
                 held.records.tp,
                 len(offsets) - len(wrong) - len(passed),
-                tuple(BadRecord(o, offsets.index(o), "r", "m", "m") for o in wrong),
+                tuple(BadRecord(o, o - offsets[0], "r", "m", "m") for o in wrong),
                 runs_of(passed),
             )
         )

@@ -1,7 +1,5 @@
 """Checkpoints that others wrote, read for what a writer needs: protocol, metadata, txns."""
 
-import os
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -88,7 +86,7 @@ def test_we_go_on_behind_a_checkpoint_by_deltalake(tmp_path):
 
 def parts_of(folder, count):
     """Cut deltalake's checkpoint into several files, row by row in turn."""
-    [name] = [n for n in os.listdir(folder / LOG) if n.endswith("checkpoint.parquet")]
+    [name] = [path.name for path in (folder / LOG).glob("*.checkpoint.parquet")]
     table = pq.read_table(folder / LOG / name)
     (folder / LOG / name).unlink()
     version = name.split(".")[0]
@@ -115,7 +113,7 @@ def test_a_checkpoint_of_the_second_version_in_parquet(tmp_path):
     for number in range(4):
         append(tmp_path, number)
     DeltaTable(str(tmp_path)).create_checkpoint()
-    [name] = [n for n in os.listdir(tmp_path / LOG) if n.endswith("checkpoint.parquet")]
+    [name] = [path.name for path in (tmp_path / LOG).glob("*.checkpoint.parquet")]
     found = pq.read_table(tmp_path / LOG / name)
     sidecar = pa.struct({"path": pa.string(), "sizeInBytes": pa.int64()})
     extra = pa.array([{"path": "x.parquet", "sizeInBytes": 1}] * found.num_rows, sidecar)

@@ -184,6 +184,40 @@ def test_a_403_is_believed_again_once_the_version_is_known_to_be_anothers(bench)
     assert bench.landed(plan) == []
 
 
+@pytest.mark.parametrize("lost", [lost_before, lost_after])
+def test_a_403_to_the_look_is_not_believed_in_doubt_either(bench, lost):
+    def slow(honest):
+        bench.clock.sleep_ms(MINUTE)
+        return lost(honest)
+
+    bench.store.script("put_if_absent", slow)
+    bench.store.script("list", refused)
+    plan = bench.plan()
+    assert commit(bench.log, bench.state(), plan).version == 1
+    assert bench.landed(plan) == [1]
+
+
+def test_a_403_to_the_entry_is_not_believed_in_doubt_either(bench):
+    bench.store.script("put_if_absent", lost_after)
+    bench.store.script("get", refused)
+    plan = bench.plan()
+    assert commit(bench.log, bench.state(), plan).version == 1
+    assert bench.landed(plan) == [1]
+
+
+def test_a_403_that_lasts_gives_up_and_does_not_say_that_nothing_landed(bench):
+    bench.store.script("put_if_absent", lost_after, *[refused] * COMMIT_TRIES_MAX)
+    bench.store.script("list", *[refused] * COMMIT_TRIES_MAX)
+    with pytest.raises(CommitUnknown):
+        commit(bench.log, bench.state(), bench.plan())
+
+
+def test_a_403_to_the_look_is_believed_without_doubt(bench):
+    bench.store.script("list", refused)
+    with pytest.raises(StoreRefused):
+        commit(bench.log, bench.state(age_ms=MINUTE), bench.plan())
+
+
 # --- fences ---------------------------------------------------------------------------------------
 
 
@@ -472,9 +506,11 @@ def test_silence_without_end_gives_up_and_sends_to_no_other_version(bench):
 def test_a_store_that_answers_nothing_at_all_gives_up(bench):
     bench.store.script("put_if_absent", *[lost_before] * COMMIT_TRIES_MAX)
     bench.store.script("list", *[lost_before] * COMMIT_TRIES_MAX)
+    began_ms = bench.clock.now_ms
     with pytest.raises(CommitUnknown):
         commit(bench.log, bench.state(), bench.plan())
     assert set(bench.sent()) == {1}
+    assert bench.clock.now_ms - began_ms <= DOUBT_MAX_MS + 2 * BACKOFF_MAX_MS
 
 
 def test_pauses_between_silences_grow_and_are_bounded(bench):

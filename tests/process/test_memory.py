@@ -1,0 +1,139 @@
+"""What a writer occupies while it drains a backlog, against `memory.bytes_max`."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+import time
+
+import psutil
+import pytest
+
+from delta_sink.adapters.embedded import EmbeddedBroker
+from tests.process.sinks import Sink, produce, write_config
+
+pytestmark = pytest.mark.process
+
+MIB = 1 << 20
+SAMPLE_S = 0.02
+PARTITION_BYTES = 4_500_000
+"""The embedded broker keeps 5 MiB of a partition."""
+
+SCHEMA = [
+    {"name": "order_id", "type": "long", "nullable": False},
+    {"name": "customer", "type": "string"},
+    {"name": "amount", "type": "decimal(12,2)"},
+    {"name": "placed_at", "type": "timestamp"},
+    {"name": "note", "type": "string"},
+    {
+        "name": "lines",
+        "type": {
+            "array": {
+                "struct": [
+                    {"name": "sku", "type": "string"},
+                    {"name": "quantity", "type": "integer"},
+                    {"name": "price", "type": "double"},
+                ]
+            }
+        },
+    },
+]
+
+
+def orders(record_bytes):
+    """Return different orders of about so many bytes, nested, as a shop would send them."""
+    chance = random.Random(record_bytes)
+    lines_count = max(0, (record_bytes - 150) // 90)
+    found = []
+    for number in range(400):
+        lines = [
+            {
+                "sku": "".join(chance.choices(string.ascii_uppercase, k=8)),
+                "quantity": n,
+                "price": chance.random() * 100,
+            }
+            for n in range(lines_count)
+        ]
+        record = {
+            "order_id": number,
+            "customer": f"customer-{chance.randrange(10**6)}",
+            "amount": f"{chance.randrange(10**6) / 100:.2f}",
+            "placed_at": "2026-11-24T10:00:00.123Z",
+            "lines": lines,
+        }
+        record["note"] = "".join(
+            chance.choices(
+                string.ascii_letters, k=max(0, record_bytes - len(json.dumps(record)) - 12)
+            )
+        )
+        found.append(json.dumps(record).encode())
+    return found
+
+
+def fill(broker, topic, partitions, record_bytes):
+    """Produce a backlog; return how many records and bytes it has."""
+    choice = orders(record_bytes)
+    mean_bytes = sum(map(len, choice)) / len(choice) + 70  # what the broker adds to each
+    count = int(PARTITION_BYTES / mean_bytes) * partitions
+    records = (choice[number % len(choice)] for number in range(count))
+    produce(broker.bootstrap_servers, topic, records, partitions=partitions)
+    return count, int(count * (mean_bytes - 70))
+
+
+def peak_rss(process):
+    """Return the most that the process and its children occupied at one moment, until it ended."""
+    watched = psutil.Process(process.pid)
+    peak = samples = 0
+    started_s = time.monotonic()
+    while process.poll() is None:
+        total = 0
+        for member in [watched, *watched.children(recursive=True)]:
+            try:
+                total += member.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        peak = max(peak, total)
+        samples += 1
+        time.sleep(SAMPLE_S)
+    assert samples / (time.monotonic() - started_s) >= 20, "too few looks to know the peak"
+    return peak
+
+
+def drained(tmp_path, partitions, record_bytes, memory):
+    """Drain a backlog; return the peak of the process in MiB, and what there was to drain."""
+    with EmbeddedBroker({"backlog": partitions}) as broker:
+        count, size_bytes = fill(broker, "backlog", partitions, record_bytes)
+        config = write_config(
+            tmp_path,
+            broker.bootstrap_servers,
+            source={"topics": ["backlog"]},
+            table={"schema": SCHEMA},
+            flush={"interval_ms": 1000},
+            memory=memory,
+            value={"record_bytes_max": "1MiB"},
+            logs={"level": "info"},
+        )
+        with Sink(tmp_path, config) as sink:
+            writer = sink.start("--until-end")
+            started_s = time.monotonic()
+            peak = peak_rss(writer.process)
+            took_s = time.monotonic() - started_s
+            assert writer.process.returncode == 0, writer.words()
+            assert sink.committed_records() == count
+    print(
+        f"{size_bytes / MIB:.0f} MiB of {record_bytes} B in {partitions} partitions, {took_s:.1f} s: "
+        f"peak {peak / MIB:.0f} MiB with {memory or 'the default'}"
+    )
+    return peak / MIB
+
+
+@pytest.mark.parametrize("record_bytes", [150, 1000, 20_000])
+def test_a_small_budget_is_kept(tmp_path, record_bytes):
+    peak = drained(tmp_path, 10, record_bytes, {"bytes_max": "256MiB"})
+    assert peak <= 256
+
+
+def test_the_default_budget_is_kept(tmp_path):
+    peak = drained(tmp_path, 32, 1000, {"bytes_max": "512MiB"})
+    assert peak <= 512
