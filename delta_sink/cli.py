@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 
 from delta_sink import __version__
+from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.claim import open_table
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
@@ -92,10 +93,13 @@ def run_writer(
 ) -> None:
     """Write the topics of one sink into its table."""
     settings = load_settings(config, sets)
+    give_memory_back()
     parts = make_parts(settings)
     parts.telemetry.capture_libraries()
     try:
         _write(parts, until_end=until_end)
+    except ConfigError:
+        raise  # what only the machine or librdkafka can tell is a wrong configuration all the same
     except DeltaSinkError as error:
         parts.telemetry.event("worker_failed", "error", error=str(error), exit_code=EXIT_FATAL)
         raise click.exceptions.Exit(EXIT_FATAL) from error

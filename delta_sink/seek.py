@@ -195,7 +195,9 @@ def show_seek(source: Source, request: SeekRequest) -> Seeking:
         RetriableError: brokers or store did not answer.
     """
     state = _opened(source)
-    return _seeking(_Aim.of(source, request, state), state)
+    seeking = _seeking(_Aim.of(source, request, state), state)
+    _plan(source, request, seeking).check(state, None)
+    return seeking
 
 
 def execute_seek(source: Source, request: SeekRequest) -> Sought:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,8 @@ def _client(region: str | None, endpoint_url: str | None, timeout_ms: int) -> Dy
     try:
         client: DynamoDBClient = boto3.session.Session().client(
             "dynamodb",
-            region_name=region,
+            # boto3 itself knows only AWS_DEFAULT_REGION; the store of the table takes both.
+            region_name=region or os.environ.get("AWS_REGION"),
             endpoint_url=endpoint_url,
             config=Config(
                 connect_timeout=timeout_ms / 1000,

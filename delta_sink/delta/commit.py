@@ -265,7 +265,9 @@ class _Attempts:
         """Read the entry that took `version`; return whether it is the plan's."""
         try:
             entry = self._log.entries.read(version)
-        except StoreUnavailable:
+        except (StoreUnavailable, StoreRefused) as error:
+            if isinstance(error, StoreRefused) and self._doubt_since_ms is None:
+                raise
             self._in_doubt()
             return False
         if self._is_old():
@@ -315,8 +317,13 @@ class _Attempts:
                 if self._take(entry):
                     return True
             self._conflicts = 0
-        except StoreUnavailable:
-            self._back_off()
+        except (StoreUnavailable, StoreRefused) as error:
+            if self._doubt_since_ms is not None:
+                self._in_doubt()
+            elif isinstance(error, StoreRefused):
+                raise
+            else:
+                self._back_off()
         return False
 
     def _open_anew(self) -> None:

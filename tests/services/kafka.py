@@ -114,6 +114,17 @@ class Kafka:
         _each(self.admin.delete_topics([name], operation_timeout=ANSWER_S))
         self._await(lambda: self.partitions_of(name) == 0, f"no topic {name}")
 
+    def delete_all_topics(self) -> None:
+        """Return when there are no topics but Kafka's own."""
+        known = self.admin.list_topics(timeout=ANSWER_S).topics
+        names = [name for name in known if not name.startswith("__")]
+        if names:
+            _each(self.admin.delete_topics(names, operation_timeout=ANSWER_S))
+        self._await(
+            lambda: all(name.startswith("__") for name in self.admin.list_topics().topics),
+            "no topics",
+        )
+
     def add_partitions(self, name: str, total: int) -> None:
         """Return when the topic has `total` partitions."""
         _each(self.admin.create_partitions([NewPartitions(name, total)], request_timeout=ANSWER_S))

@@ -297,6 +297,19 @@ def test_two_people_at_once_do_not_undo_each_other(drained):
     assert drained.txn() == 2
 
 
+def test_a_table_that_changed_meanwhile_is_not_written_to(drained):
+    def forbid(_task):
+        changed = dict(drained.oracle.metadata)
+        feature = {"delta.setTransactionRetentionDuration": "interval 1 day"}
+        changed["configuration"] = {**changed["configuration"], **feature}
+        drained.foreign_commit({"metaData": changed})
+
+    drained.world.at("store.put_if_absent begins", forbid)
+    with pytest.raises(TableRefused, match="setTransactionRetentionDuration"):
+        by_operator(drained, execute_seek, to(4))
+    assert drained.txn() == 10
+
+
 # --- a topic that was created again ---------------------------------------------------------------
 
 
@@ -370,6 +383,26 @@ def test_a_writer_that_still_runs_under_the_old_id_commits_nothing_more(seed):
         audit = audited(sim)
         assert audit.ok, audit.violations
         assert [part.rows for part in audit.partitions if part.app_id != old] == [30]
+
+
+def test_a_topic_created_again_twice_is_adopted_twice():
+    """What was given up the first time is in nobody's way the second time."""
+    with simulation(1, partitions=1) as sim:
+        drain(sim, 10)
+        names = [sim.app_id()]
+        for _ in range(2):
+            recreate(sim, 1)
+            names.append(sim.app_id())
+            sim.fill(5)
+            by_operator(sim, execute_seek, wanted(adopt_topic=True))
+            worker = sim.start(f"w{len(names)}")
+            sim.run(lambda: sim.is_complete)
+            worker.stop()
+            sim.run(lambda task=worker.task: task.done)
+        assert [sim.oracle.txns[name] for name in names] == [RETIRED, RETIRED, 5]
+        audit = audited(sim)
+        assert audit.ok, audit.violations
+        assert sorted(part.rows for part in audit.partitions) == [5, 5, 10]
 
 
 def test_without_topic_ids_there_is_nothing_to_tell_them_by():
@@ -455,6 +488,14 @@ def test_the_other_sinks_topic_must_be_the_same_one():
         assert "adopt the topic under the name 'sink' first" in told
 
 
+def test_a_third_sink_is_in_the_way():
+    with simulation(1, partitions=1) as sim:
+        drain(sim, 10)
+        sim.foreign_commit({"txn": {"appId": sim.app_id(sink="third"), "version": 4}})
+        told = refusal(sim, wanted(adopt_sink="sink"), settings=settings_of(HEIR))
+        assert "sink 'third' already fills this table" in told
+
+
 def test_a_retired_offset_survives_a_checkpoint():
     """Entries are cleaned up; the fence and the audit live on in the checkpoint."""
     with simulation(1, partitions=1) as sim:
@@ -531,11 +572,20 @@ def test_a_lost_answer_lands_once(bench, lost):
 
 
 def test_one_that_landed_without_an_answer_is_found_by_its_commit_id(bench):
-    bench.store.script("put_if_absent", lost_after, *[lost_before] * 300)
+    """The commit had given up before the request landed: only the log can tell."""
+    bench.store.script("put_if_absent", on_the_wire(bench.store), *[lost_before] * 300)
+    gave_up = []
+
+    def look(honest):
+        if bench.clock.now_ms > 1_000_000 + DOUBT_MAX_MS and not gave_up:
+            gave_up.append(True)
+            bench.store.late[0]()
+        return honest()
+
+    bench.store.script("list", *[look] * 40)
     assert sought_on(bench).version == 2
+    assert gave_up
     assert seeks_in(bench) == [2]
-    assert bench.sent()[-1] == 2
-    assert bench.clock.now_ms > 1_000_000 + DOUBT_MAX_MS  # the commit itself had given up
 
 
 def test_one_that_may_still_land_is_called_unknown(bench):
