@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-long lint types bench format schemas clean
+.PHONY: help install demo test test-fast test-long services lint types bench format schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -23,13 +23,18 @@ demo: $(STAMP) ## Run the main job on embedded parts: records in, a Delta table 
 	@$(BIN)/delta-sink demo
 
 test: $(STAMP) ## Run all tests that fit in a quarter of an hour
+	@$(BIN)/python -m tests.services install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
 
 test-fast: $(STAMP) ## Run the tests that need no processes and no servers
 	$(BIN)/python -m pytest -n 2 -m "not long and not process"
 
 test-long: $(STAMP) ## Run every test, the long ones too
+	@$(BIN)/python -m tests.services install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+services: $(STAMP) ## Run Kafka, an S3 and a DynamoDB server until Ctrl-C; print how to reach them
+	@$(BIN)/python -m tests.services up
 
 lint: $(STAMP) ## Check style and spelling
 	$(BIN)/ruff check .

@@ -58,9 +58,9 @@ from delta_sink.ports import (
     Jobs,
     OffsetGone,
     Revoked,
-    Topic,
     Waiting,
 )
+from delta_sink.trouble import Trouble
 from delta_sink.view import TableView, view_of
 
 POLL_RECORDS_MAX = 1_000
@@ -71,8 +71,6 @@ POLL_BUSY_MS = 2
 
 PATROL_MS = 60_000
 PATROL_UNTIL_END_MS = 1_000
-RETRY_FIRST_MS = 100
-RETRY_MAX_MS = 10_000
 FENCES_BEFORE_REJOIN = 2
 SILENCE_MAX_MS = 600_000
 """A worker that could neither settle nor commit for so long stops, to be started elsewhere."""
@@ -108,10 +106,10 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Patrolled:
-    """What a patrol saw: the log's head, and the topics as they are now."""
+    """What a patrol saw: the log's head, and what partitions are called now."""
 
     state: LogState
-    topics: dict[str, Topic]
+    app_ids: dict[TopicPartition, AppId]
 
 
 class Writer:
@@ -144,10 +142,10 @@ class Writer:
         self._ends: dict[AppId, int] | None = None
         self._lane: Lane | None = None
         self._fences = 0
-        self._failures = 0
-        self._failing_since_ms = 0
-        self._last_reason = ""
-        self._retry_at_ms = 0
+        # A settling that works says nothing of data files that do not get through, nor of
+        # commits: each has a count of its own, and only a commit ends both.
+        self._settling = Trouble()
+        self._committing = Trouble()
         self._patrolled_ms = 0
         self._stop_asked = False
         self._stop_deadline_ms: int | None = None
@@ -222,8 +220,8 @@ class Writer:
         due_in_ms = self._pipeline.due_in_ms(now_ms)
         if due_in_ms is not None:
             wait_ms = min(wait_ms, due_in_ms)
-        if self._retry_at_ms > now_ms:
-            wait_ms = min(wait_ms, self._retry_at_ms - now_ms)
+        if self._retry_at_ms() > now_ms:
+            wait_ms = min(wait_ms, self._retry_at_ms() - now_ms)
         return POLL_RECORDS_MAX, wait_ms
 
     # --- what the group says -------------------------------------------------------------------
@@ -308,11 +306,13 @@ class Writer:
         except RetriableError as error:
             # Nothing is known now: drop the batch, wait a little, do as the log says. A settling
             # or a patrol is only asked again.
-            self._back_off(error)
-            if lane.sealed is not None:
+            if lane.sealed is None:
+                self._back_off(self._settling, error)
+            else:
+                self._back_off(self._committing, error)
                 self._drop("a commit was not answered")
             return
-        self._failures = 0
+        self._settling.is_over()
         match result:
             case Settled():
                 self._on_settled(result, lane.parts)
@@ -336,20 +336,18 @@ class Writer:
             self._parts.clear()
             self._fences = 0
 
-    def _back_off(self, error: RetriableError) -> None:
+    def _back_off(self, trouble: Trouble, error: RetriableError) -> None:
         """Wait longer with each failure in a row; say why once; stop after too long."""
         now_ms = self._clock.elapsed_ms()
-        if self._failures == 0:
-            self._failing_since_ms = now_ms
-        self._retry_at_ms = now_ms + min(RETRY_MAX_MS, RETRY_FIRST_MS << min(self._failures, 10))
-        self._failures += 1
-        if self._failures == 1 or str(error) != self._last_reason:
-            self._last_reason = str(error)
+        if trouble.failed(str(error), now_ms):
             self._telemetry.event("waiting", "warning", reason=str(error))
         # Brokers are waited for without end; a store that is gone may look better elsewhere.
-        silence_ms = now_ms - self._failing_since_ms
-        if silence_ms >= SILENCE_MAX_MS and not isinstance(error, BrokerUnavailable):
-            raise FatalError(f"no progress for {silence_ms // 1000} s, the last reason: {error}")
+        lasted_ms = trouble.lasted_ms(now_ms)
+        if lasted_ms >= SILENCE_MAX_MS and not isinstance(error, BrokerUnavailable):
+            raise FatalError(f"no progress for {lasted_ms // 1000} s, the last reason: {error}")
+
+    def _retry_at_ms(self) -> int:
+        return max(self._settling.retry_at_ms, self._committing.retry_at_ms)
 
     def _on_settled(self, settled: Settled, asked: dict[TopicPartition, Part]) -> None:
         if self._state is None:
@@ -395,15 +393,13 @@ class Writer:
         self._state = patrolled.state
         self._patrolled_ms = self._clock.elapsed_ms()
         for tp, part in self._parts.items():
-            topic = patrolled.topics.get(tp.topic)
-            if topic is None or part.start is None:
-                continue
-            found = self._source.app_id(topic, tp.partition)
-            if found != part.app_id:
+            found = patrolled.app_ids.get(tp)
+            if found is not None and part.start is not None and found != part.app_id:
                 raise SourceRefused(rival_sentence(found, part.app_id))
 
     def _on_committed(self, state: LogState, sealed: Sealed) -> None:
         self._state = state
+        self._committing.is_over()
         self._pipeline.committed(sealed)
         encoded = sealed.encoded
         assert encoded is not None
@@ -484,7 +480,7 @@ class Writer:
                 self._failure = error
                 self._stop_asked = True
             except RetriableError as error:
-                self._back_off(error)
+                self._back_off(self._committing, error)
                 self._drop("dead letters or files did not get through")
         if self._lane is None:
             self._lane = self._next_for_lane()
@@ -506,7 +502,7 @@ class Writer:
         head = self._pipeline.head()
         if head is not None:
             return self._start_commit(head)
-        if self._stop_asked or now_ms < self._retry_at_ms:
+        if self._stop_asked or now_ms < self._retry_at_ms():
             return None
         unsettled = self._unsettled()
         if unsettled or self._state is None:
@@ -546,7 +542,8 @@ class Writer:
         source = self._source
 
         def patrol() -> Patrolled:
-            return Patrolled(follow(source.log, state), source.topics())
+            found = source.app_ids(source.topics().values())
+            return Patrolled(follow(source.log, state), found)
 
         return Lane("patrol", self._jobs.submit("patrol", patrol))
 

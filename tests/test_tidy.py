@@ -26,6 +26,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "decode",
             "buffer",
             "memory",
+            "trouble",
             "config",
             "settings",
             "forms",

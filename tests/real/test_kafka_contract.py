@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from delta_sink.ports import Assigned
 from tests.contract.consumer_contract import (
-    T0,
-    T1,
     KafkaContract,
-    Seen,
-    joined,
-    numbered,
-    poll_until,
 )
 from tests.real.kafka_world import RealKafka
 

@@ -6,6 +6,7 @@ port of the loopback address that stays its own when it is stopped and started a
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,13 +24,19 @@ _LOG_LINES = 40
 
 def engine_answers() -> bool:
     """Whether testcontainers is installed and a Docker engine answers."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # these libraries' own, at import
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of these libraries, at import and after a refusal
+        try:
             import docker
             import testcontainers.core.container  # noqa: F401  # only whether it is there
-    except ImportError:
-        return False
+        except ImportError:
+            return False
+        answers = _pings(docker)
+        gc.collect()  # what could not be connected leaves its socket behind
+        return answers
+
+
+def _pings(docker: Any) -> bool:
     try:
         client = docker.from_env(timeout=3)
     except docker.errors.DockerException:

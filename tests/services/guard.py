@@ -52,7 +52,7 @@ def main() -> int:
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         start_new_session=True,
-        preexec_fn=_die_with_guard,  # noqa: PLW1509  # no thread was started yet
+        preexec_fn=_die_with_guard,  # safe: no thread was started yet
     )
     print(child.pid, flush=True)
     threading.Thread(target=_obey, args=(child,), daemon=True).start()
