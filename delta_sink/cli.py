@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import getpass
-import json
 import os
 import signal
-import socket
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
 
 import click
 
 from delta_sink import __version__
 from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.claim import open_table
+from delta_sink.cli_control import control
+from delta_sink.cli_options import (
+    EXIT_DONE,
+    EXIT_FATAL,
+    EXIT_USAGE,
+    EXIT_WRONG,
+    configured,
+    operator,
+    print_json,
+)
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
@@ -45,39 +50,14 @@ from delta_sink.wiring import (
     probe_store,
 )
 
-EXIT_DONE = 0
-EXIT_WRONG = 1
-EXIT_USAGE = 2
-EXIT_FATAL = 3
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def configured(command: F) -> F:
-    """Add the options that every command has: `--config`, `--set`, `--json`."""
-    command = click.option(
-        "--config",
-        "-c",
-        "config",
-        multiple=True,
-        required=True,
-        metavar="FILE",
-        help="Configuration file; several are laid over each other in order.",
-    )(command)
-    command = click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="PATH=VALUE",
-        help="Set one key over all files, for example flush.interval_ms=200.",
-    )(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="delta-sink")
 def cli() -> None:
     """Kafka topics into Delta Lake tables: exactly once, within a second."""
+
+
+cli.add_command(control)
 
 
 @cli.group()
@@ -109,7 +89,7 @@ def run_writer(
         parts.telemetry.event("worker_failed", "error", error=sentence, exit_code=EXIT_FATAL)
         raise click.exceptions.Exit(EXIT_FATAL) from error
     if as_json:
-        _print_json({"ok": True})
+        print_json({"ok": True})
 
 
 def _write(parts: Parts, *, until_end: bool) -> None:
@@ -139,14 +119,14 @@ def check_config(
         settings = load_settings(config, sets)
     except ConfigError as error:
         if as_json:
-            _print_json({"ok": False, "problems": list(error.problems), "warnings": []})
+            print_json({"ok": False, "problems": list(error.problems), "warnings": []})
             raise click.exceptions.Exit(EXIT_USAGE) from error
         raise
     warnings = settings.warnings()
     findings = _connect(settings) if connect else []
     ok = all(finding.ok for finding in findings)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "ok": ok,
                 "problems": [],
@@ -193,7 +173,7 @@ def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bo
     view_of(settings, state)
     topics = create_topics(settings, parts.telemetry)
     if as_json:
-        _print_json({"ok": True, "table_version": state.version, "topics_created": topics})
+        print_json({"ok": True, "table_version": state.version, "topics_created": topics})
     else:
         click.echo(f"table {settings.table.uri} is ready at version {state.version}")
         for topic in topics:
@@ -208,7 +188,7 @@ def audit(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, deep: b
     settings = load_settings(config, sets)
     found = make_audit(make_parts(settings, quiet=True), deep=deep)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         for sentence in found.sentences():
             click.echo(sentence)
@@ -219,7 +199,14 @@ def audit(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, deep: b
 @cli.command()
 @configured
 @click.option("--topic", help="Only this topic; without it all topics of the sink.")
-@click.option("--partition", "partitions", multiple=True, type=click.IntRange(0), metavar="NUMBER")
+@click.option(
+    "--partition",
+    "partitions",
+    multiple=True,
+    type=click.IntRange(0),
+    metavar="NUMBER",
+    help="Only this partition; may be given several times.",
+)
 @click.option("--to-offset", type=click.IntRange(0), help="Go on at this offset.")
 @click.option("--to-time", metavar="ISO", help="Go on at the first record of this time or later.")
 @click.option("--to-earliest", is_flag=True, help="Go on at the first record that Kafka has.")
@@ -256,13 +243,13 @@ def seek(
             "--adopt-topic or --adopt-sink"
         )
     target = targets[0] if targets else None
-    request = SeekRequest(_operator(), reason, target, topic, partitions, adopt_topic, adopt_sink)
+    request = SeekRequest(operator(), reason, target, topic, partitions, adopt_topic, adopt_sink)
     source = make_source(make_parts(load_settings(config, sets), quiet=True))
     sought = execute_seek(source, request) if execute else None
     seeking = sought.seeking if sought is not None else show_seek(source, request)
     version = sought.version if sought is not None else None
     if as_json:
-        _print_json({"executed": execute, "version": version, **seeking.to_json()})
+        print_json({"executed": execute, "version": version, **seeking.to_json()})
         return
     for sentence in seeking.sentences():
         click.echo(sentence)
@@ -279,15 +266,6 @@ def _time_target(text: str) -> StartTimestamp:
         raise click.BadParameter(str(wrong), param_hint="--to-time") from wrong
     assert isinstance(start, StartTimestamp), start
     return start
-
-
-def _operator() -> str:
-    """Return who runs this command, as far as the machine knows."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
 
 
 @cli.command()
@@ -311,10 +289,6 @@ def _register(parts: Parts) -> None:
     except RetriableError as error:
         # Locks are a courtesy: the log alone keeps the table right.
         parts.telemetry.event("waiting", "warning", reason=f"working without locks: {error}")
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _bug_sentence(error: Exception) -> str:

@@ -202,38 +202,57 @@ def parse_command(value: bytes | None, rules: Rules, *, now_ms: int) -> Command 
     Raises:
         Refusal: it is none that may be obeyed. Nothing else is raised.
     """
+    message = _addressed(value, rules.table_uri)
+    if message is None:
+        return None
+    if rules.signing_keys:
+        check_signature(message, rules.signing_keys)
+    command = _command_of(message)
+    _check_time(command, message, now_ms, is_signed=bool(rules.signing_keys))
+    _check_floor(command, message, rules.retention_hours_min)
+    return command
+
+
+def read_command(value: bytes | None, table_uri: str) -> Command | None:
+    """Return what a record says, to be shown and not to be obeyed: neither time nor key is looked at.
+
+    Raises:
+        Refusal: it is no command.
+    """
+    message = _addressed(value, table_uri)
+    return None if message is None else _command_of(message)
+
+
+def _addressed(value: bytes | None, table_uri: str) -> dict[str, Any] | None:
+    """Return the message if it is for this table, in this version, and has what each must have."""
     message = read_object(value)
     if "table" not in message:
         raise Refusal("missing_field", "expected 'table', got none", message)
-    table = read_text(message, "table", 4_096)
-    if normal_table_uri(table) != normal_table_uri(rules.table_uri):
+    if normal_table_uri(read_text(message, "table", 4_096)) != normal_table_uri(table_uri):
         return None
     _check_version(message)
     for name in ("id", "command"):
         if message.get(name) is None:
             raise Refusal("missing_field", f"expected '{name}', got none", message)
     if readable_id(message["id"]) is None:
-        wanted = "up to 128 letters, digits or any of _.:-"
-        raise Refusal(
-            "bad_field", f"'id': expected {wanted}, beginning with one of the first two", message
-        )
-    if rules.signing_keys:
-        check_signature(message, rules.signing_keys)
+        wanted = "up to 128 letters, digits or any of _.:-, a letter or digit first"
+        raise Refusal("bad_field", f"'id': expected {wanted}", message)
+    return message
+
+
+def _command_of(message: Mapping[str, Any]) -> Command:
     name = message["command"]
     if name not in COMMANDS:
         raise Refusal("unknown_command", f"expected one of {', '.join(COMMANDS)}", message)
-    command = Command(
+    return Command(
         id=message["id"],
-        table=normal_table_uri(table),
+        table=normal_table_uri(message["table"]),
         args=_read_arguments(_KINDS[name], message),
         issued_at_ms=read_time(message, "issued_at"),
         expires_at_ms=read_time(message, "expires_at"),
         issuer=read_text(message, "issuer", 256) if message.get("issuer") is not None else None,
         part=_read_part(message),
     )
-    _check_time(command, message, now_ms, is_signed=bool(rules.signing_keys))
-    _check_floor(command, message, rules.retention_hours_min)
-    return command
 
 
 def _check_version(message: Mapping[str, Any]) -> None:

@@ -214,7 +214,7 @@ def acquire(lessee: Lessee, key: str, watch: Watch | None = None) -> Held | Watc
     """
     clock = lessee.clock
     until_ms = clock.elapsed_ms() + lessee.duration_ms
-    found = _asked(lessee, until_ms, lambda: lessee.leases.get(key))
+    found = ask_until(lessee, until_ms, lambda: lessee.leases.get(key))
     lease = None if found is None else lease_of(found)
     if lease is not None and not lease.released:
         watch = watched(watch, lease, now_ms=clock.elapsed_ms())
@@ -282,11 +282,15 @@ def _settled(lessee: Lessee, wanted: Item, expected: Item | None, until_ms: int)
             return wanted
         return lessee.leases.get(wanted.key)
 
-    return _asked(lessee, until_ms, attempt)
+    return ask_until(lessee, until_ms, attempt)
 
 
-def _asked(lessee: Lessee, until_ms: int, request: Callable[[], T]) -> T:
-    """Return the answer, asking again with growing pauses until `until_ms` on the elapsed clock."""
+def ask_until(lessee: Lessee, until_ms: int, request: Callable[[], T]) -> T:
+    """Return the answer, asking again with growing pauses until `until_ms` on the elapsed clock.
+
+    Raises:
+        RetriableError: the last answer, when no further try fits.
+    """
     pause_ms = PAUSE_MS
     while True:
         try:

@@ -25,6 +25,8 @@ from delta_sink.audit_rows import audit_rows
 from delta_sink.claim import Source
 from delta_sink.config import Source as ConfigSource
 from delta_sink.config import load
+from delta_sink.control_client import ControlClient
+from delta_sink.control_message import Signer
 from delta_sink.delta.commit import Log
 from delta_sink.delta.logstore import ConditionalPutLog
 from delta_sink.delta.probe import probe_conditional_put
@@ -39,6 +41,8 @@ from delta_sink.writer import Writer
 
 JOB_THREADS = 8
 PROBE_TRIES_MAX = 12
+CONTROL_PARTITIONS = 16
+"""Of the control topic when `init` makes it: so many compactors can share the work."""
 MEMORY_DEFAULT_BYTES = 512 * MIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -127,6 +131,8 @@ def _secrets(settings: Settings) -> list[str]:
     storage = settings.table.storage
     found = [_revealed(storage.secret_access_key), _revealed(storage.session_token)]
     found += settings.kafka.secrets()
+    if settings.control is not None:
+        found += [_revealed(key) for key in settings.control.signing_keys.values()]
     return [secret for secret in found if secret]
 
 
@@ -163,11 +169,42 @@ def create_locks(settings: Settings) -> None:
 
 
 def create_topics(settings: Settings, telemetry: LogTelemetry) -> list[str]:
-    """Return the topics that were created: the dead-letter topic, where it did not exist."""
-    name = settings.errors.dead_letter_topic
-    if name is None:
-        return []
-    return ensure_topics(settings.kafka, {name: 1}, telemetry=telemetry)
+    """Return the topics that were created: those of dead letters and control, where missing."""
+    wanted: dict[str, int] = {}
+    if settings.errors.dead_letter_topic is not None:
+        wanted[settings.errors.dead_letter_topic] = 1
+    if settings.control is not None:
+        wanted[settings.control.topic] = CONTROL_PARTITIONS
+        wanted[settings.control.status_topic] = 1
+    return ensure_topics(settings.kafka, wanted, telemetry=telemetry) if wanted else []
+
+
+def make_control_client(parts: Parts) -> ControlClient:
+    """Return what commands are sent and followed with; signed by the first key, if there is one.
+
+    Raises:
+        ConfigError: the configuration has no group `control`.
+    """
+    settings = parts.settings
+    control = settings.control
+    if control is None:
+        raise ConfigError(["control: commands need this group, with the names of their topics"])
+    signers = [
+        Signer(name, key.get_secret_value().encode()) for name, key in control.signing_keys.items()
+    ]
+
+    def read(ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[Served]:
+        return read_offsets(settings.kafka, ranges, with_values=True, telemetry=parts.telemetry)
+
+    return ControlClient(
+        broker=make_broker(parts),
+        producer=KafkaProducer(settings.kafka, telemetry=parts.telemetry),
+        read=read,
+        clock=parts.log.clock,
+        topic=control.topic,
+        status_topic=control.status_topic,
+        signer=signers[0] if signers else None,
+    )
 
 
 def probe_store(parts: Parts) -> None:

@@ -38,6 +38,7 @@ from delta_sink.buffer import Piece
 from delta_sink.claim import Settled, Source, Start, settle
 from delta_sink.delta.commit import commit, follow
 from delta_sink.delta.plan import SameTable, rival_sentence
+from delta_sink.delta.receipt import RETIRED
 from delta_sink.delta.state import LogState
 from delta_sink.delta.table import Author
 from delta_sink.errors import (
@@ -394,7 +395,11 @@ class Writer:
         self._patrolled_ms = self._clock.elapsed_ms()
         for tp, part in self._parts.items():
             found = patrolled.app_ids.get(tp)
-            if found is not None and part.start is not None and found != part.app_id:
+            if found is None or part.start is None or found == part.app_id:
+                continue
+            # A `txn` that was retired has an heir: settling finds it. Any other change of name is
+            # a topic that was created again.
+            if self._state.txns.get(str(part.app_id)) != RETIRED:
                 raise SourceRefused(rival_sentence(found, part.app_id))
 
     def _on_committed(self, state: LogState, sealed: Sealed) -> None:

@@ -35,6 +35,10 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "references",
             "rules",
             "demo_records",
+            "where",
+            "control",
+            "control_message",
+            "control_schema",
             "delta.types",
             "delta.schema",
             "delta.hive",
@@ -58,6 +62,8 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "delta.probe",
             "delta.table",
             "lease",
+            "seen",
+            "presence",
             "view",
         ),
     ),
@@ -74,10 +80,11 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "audit_rows",
             "connect",
             "seek",
+            "control_client",
         ),
     ),
     ("adapters", ("adapters", "testing")),
-    ("top", ("wiring", "cli", "demo")),
+    ("top", ("wiring", "cli", "cli_options", "cli_control", "demo")),
 ]
 
 OUTSIDE_ONLY = {

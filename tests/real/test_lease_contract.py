@@ -44,6 +44,7 @@ class TestDynamoDbLocal(LeaseContract):
 def test_the_endpoint_comes_from_the_environment(monkeypatch, dynamodb):
     for key, value in dynamodb.environment.items():
         monkeypatch.setenv(key, value)
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
     leases = DynamoLeases.connect(table_name=f"locks-{uuid.uuid4().hex}")
     leases.create_table()
     assert leases.put(Item("a", {"n": 1}), None)

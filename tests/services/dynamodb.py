@@ -7,12 +7,10 @@ from pathlib import Path
 
 from tests.services.install import PINNED, dynamodb_jars
 from tests.services.kafka import Server
+from tests.services.minio import ACCESS_KEY, REGION, SECRET_KEY
 from tests.services.processes import NativeServer, free_port
 
 VERSION = "3.3.1"
-ACCESS_KEY = "deltasinktests"
-SECRET_KEY = "only-for-tests-on-loopback"
-REGION = "us-east-1"
 
 
 class DynamoDb:
@@ -34,6 +32,7 @@ class DynamoDb:
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,  # boto3 knows no other
         }
 
 

@@ -16,7 +16,8 @@ from tests.services.kafka import Server
 from tests.services.processes import NativeServer, free_port
 
 VERSION = "2026-02-12 (source)"
-ACCESS_KEY = "delta-sink-tests"
+ACCESS_KEY = "deltasinktests"
+"""Letters alone, as DynamoDB Local wants them: one pair of keys serves both."""
 SECRET_KEY = "only-for-tests-on-loopback"
 REGION = "us-east-1"
 READY_PATH = "/minio/health/ready"
@@ -41,6 +42,7 @@ class Minio:
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,  # boto3 knows no other
         }
 
     @property
