@@ -41,6 +41,9 @@ SEALED_MAX = 2
 
 PUT_JOBS_MAX = 4
 
+OVERFULL = 1.25
+"""So many times its budget may be held before reading stops altogether."""
+
 
 @dataclass(slots=True)
 class Sealed:
@@ -54,6 +57,11 @@ class Sealed:
     encoding: Job[EncodedBatch]
     encoded: EncodedBatch | None = None
     puts: list[Job[None]] = field(default_factory=list)
+
+    @property
+    def occupies_bytes(self) -> int:
+        """What it holds now: its rows, and once these are encoded its files."""
+        return self.held_bytes if self.encoded is None else self.encoded.size_bytes
 
     @property
     def is_stored(self) -> bool:
@@ -98,13 +106,28 @@ class Pipeline:
         return self.held_bytes >= self._pipeline_bytes
 
     @property
+    def room_bytes(self) -> int:
+        """How much it may still take before it is full."""
+        return max(0, self._pipeline_bytes - self.held_bytes)
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether it holds so much more than it should that nothing at all may be added."""
+        return self.held_bytes >= self._pipeline_bytes * OVERFULL
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it has come down so far that reading again is worth a new fetch."""
+        return self.held_bytes <= self._pipeline_bytes // 2
+
+    @property
     def held_bytes(self) -> int:
         """What is occupied between poll and store: records, rows and files."""
         return (
             self._intake.held_bytes
             + sum(chunk.held_bytes for chunk, _ in self._decoding)
             + self._gathering.held_bytes
-            + sum(sealed.held_bytes for sealed in self._sealed if not sealed.is_stored)
+            + sum(sealed.occupies_bytes for sealed in self._sealed)
         )
 
     @property

@@ -89,6 +89,11 @@ class Part:
     halted: str | None = None
 
     @property
+    def reads_at(self) -> int:
+        """The offset that is to be read next: behind what Kafka lost, if that was passed over."""
+        return self.gone[-1][1] if self.gone else self.offset_next
+
+    @property
     def app_id(self) -> AppId:
         """The name of its `txn`; only of a part that was settled."""
         assert self.start is not None
@@ -148,6 +153,8 @@ class Writer:
         self._settling = Trouble()
         self._committing = Trouble()
         self._patrolled_ms = 0
+        self._is_held = False
+        self._record_bytes = 1
         self._stop_asked = False
         self._stop_deadline_ms: int | None = None
         self._failure: FatalError | None = None
@@ -197,11 +204,13 @@ class Writer:
 
     def step(self) -> None:
         """Poll once and do all that can be done now."""
+        self._hold_or_go_on()
         polled = self._consumer.poll(*self._poll_arguments())
         for event in polled.events:
             self._on_event(event)
         now_ms = self._clock.elapsed_ms()
         for records in polled.records:
+            self._record_bytes = 1 + records.size_bytes // max(1, len(records))
             self._admit(records, now_ms)
         self._take_lane()
         self._stop_if_asked()
@@ -210,12 +219,13 @@ class Writer:
     def _poll_arguments(self) -> tuple[int, int]:
         """Return how many records to take and how long to wait for them."""
         if self._pipeline.is_full:
-            # One record a poll keeps the membership without growing; a pause would throw away
+            # One record a poll keeps the membership and grows little; a pause would throw away
             # what librdkafka has fetched already.
             self._jobs.wait_ms(POLL_FULL_MS)
             return 1, 0
+        records_max = min(POLL_RECORDS_MAX, 1 + self._pipeline.room_bytes // self._record_bytes)
         if self._lane is not None or self._pipeline.has_jobs:
-            return POLL_RECORDS_MAX, POLL_BUSY_MS
+            return records_max, POLL_BUSY_MS
         now_ms = self._clock.elapsed_ms()
         wait_ms = POLL_IDLE_MS
         due_in_ms = self._pipeline.due_in_ms(now_ms)
@@ -223,7 +233,17 @@ class Writer:
             wait_ms = min(wait_ms, due_in_ms)
         if self._retry_at_ms() > now_ms:
             wait_ms = min(wait_ms, self._retry_at_ms() - now_ms)
-        return POLL_RECORDS_MAX, wait_ms
+        return records_max, wait_ms
+
+    def _hold_or_go_on(self) -> None:
+        """Stop reading where even one record a poll has become too much: the store is away."""
+        if self._is_held and not self._stop_asked and self._pipeline.has_room:
+            self._is_held = False
+            live = {tp: part.reads_at for tp, part in self._parts.items() if part.is_live}
+            self._consumer.start(live)
+        elif not self._is_held and self._pipeline.is_overfull:
+            self._is_held = True
+            self._consumer.stop(list(self._parts))
 
     # --- what the group says -------------------------------------------------------------------
 
@@ -286,6 +306,7 @@ class Writer:
         A commit under way goes on: it stays in the lane, and its outcome is taken as it comes.
         """
         self._pipeline.clear()
+        self._is_held = False
         for part in self._parts.values():
             part.is_live = False
         self._consumer.stop(list(self._parts))
@@ -379,7 +400,8 @@ class Writer:
                 # There may be no record behind the gap that could take it along.
                 self._admit(Records(tp, start.read_from, (), ()), self._clock.elapsed_ms())
         if offsets and not self._stop_asked:
-            self._consumer.start(offsets)
+            if not self._is_held:
+                self._consumer.start(offsets)
             self._consumer.commit({tp: self._parts[tp].committed for tp in offsets})
 
     def _halt(self, tp: TopicPartition, part: Part, sentence: str) -> None:
