@@ -15,6 +15,7 @@ import click
 
 from delta_sink import __version__
 from delta_sink.adapters.allocator import give_memory_back
+from delta_sink.adapters.process import prepare_process
 from delta_sink.claim import open_table
 from delta_sink.cli_control import control
 from delta_sink.cli_options import (
@@ -94,6 +95,7 @@ def run_writer(
 
 def _write(parts: Parts, *, until_end: bool) -> None:
     """Run a writer until it has stopped."""
+    prepare_process()
     _register(parts)
     probe_store(parts)
     writer, jobs = make_writer(parts, until_end=until_end)
@@ -154,7 +156,7 @@ def _connect(settings: Settings) -> list[Finding]:
 @configured
 @click.option("--move", is_flag=True, help="Register the sink's name for a table that was moved.")
 def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bool) -> None:
-    """Create the table, the lock table and the dead-letter topic; what exists stays as it is."""
+    """Create the table, the lock table and the topics we write; what exists stays as it is."""
     settings = load_settings(config, sets)
     parts = make_parts(settings)
     source = make_source(parts)

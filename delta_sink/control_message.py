@@ -21,6 +21,9 @@ from delta_sink.forms import normal_table_uri
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+TIME_PATTERN: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})"
+)
 
 RefusalReason = Literal[
     "oversize",
@@ -141,9 +144,10 @@ _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 def time_ms(text: str) -> int | None:
     """Return the milliseconds since 1970 of an ISO 8601 time with a zone; None for other texts."""
+    if not TIME_PATTERN.fullmatch(text):
+        return None
     try:
-        found = dt.datetime.fromisoformat(text)
-        return None if found.tzinfo is None else (found - _EPOCH) // dt.timedelta(milliseconds=1)
+        return (dt.datetime.fromisoformat(text) - _EPOCH) // dt.timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         return None
 

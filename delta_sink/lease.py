@@ -27,7 +27,7 @@ item that was read, or not at all.
 
 An item deleted by hand ends the lease for the next who looks, while its holder may believe in it
 until its deadline: that is a broken lock, which costs work and no data. A new item's first token
-is the wall clock's milliseconds, so that tokens rise even then.
+is the wall clock's milliseconds, so that tokens rise even then, as far as wall clocks agree.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def acquire(lessee: Lessee, key: str, watch: Watch | None = None) -> Held | Watc
         token_first=max(1, clock.wall_ms()),
     )
     sent_ms = clock.elapsed_ms()
-    after = _settled(lessee, mine.item, found, until_ms)
+    after, _ = _settled(lessee, mine.item, found, until_ms)
     if after == mine.item:
         return Held(mine, deadline_ms(sent_ms=sent_ms, duration_ms=mine.duration_ms))
     if after is None:  # deleted by hand just now
@@ -251,11 +251,14 @@ def renew(lessee: Lessee, held: Held) -> Held | None:
     if not held.is_safe(sent_ms):
         return None
     try:
-        after = _settled(lessee, wanted.item, held.lease.item, held.deadline_ms)
+        after, was_sent = _settled(lessee, wanted.item, held.lease.item, held.deadline_ms)
     except RetriableError:
         return None
     if after != wanted.item:
         return None
+    if not was_sent:
+        # An earlier call sent it, nobody knows when: the lease is ours, and no longer than before.
+        return Held(wanted, held.deadline_ms)
     return Held(wanted, deadline_ms(sent_ms=sent_ms, duration_ms=wanted.duration_ms))
 
 
@@ -270,19 +273,30 @@ def release(lessee: Lessee, held: Held) -> bool:
         return False
 
 
-def _settled(lessee: Lessee, wanted: Item, expected: Item | None, until_ms: int) -> Item | None:
+def _settled(
+    lessee: Lessee, wanted: Item, expected: Item | None, until_ms: int
+) -> tuple[Item | None, bool]:
     """Return what is stored once it is known whether `wanted` was written over `expected`.
+
+    And whether a request of this call may have written it: one that succeeded or got no answer.
 
     Raises:
         RetriableError: it was not known at `until_ms`. The write may still land.
     """
+    may_have_landed = False
 
     def attempt() -> Item | None:
-        if lessee.leases.put(wanted, expected):
-            return wanted
+        nonlocal may_have_landed
+        try:
+            if lessee.leases.put(wanted, expected):
+                may_have_landed = True
+                return wanted
+        except RetriableError:
+            may_have_landed = True
+            raise
         return lessee.leases.get(wanted.key)
 
-    return ask_until(lessee, until_ms, attempt)
+    return ask_until(lessee, until_ms, attempt), may_have_landed
 
 
 def ask_until(lessee: Lessee, until_ms: int, request: Callable[[], T]) -> T:

@@ -135,9 +135,13 @@ def renew_command(lessee: Lessee, running: Running) -> Running | None:
     if not running.held.is_safe(sent_ms):
         return None
 
+    was_sent = False
+
     def decide(found: _Entry | None) -> _Entry | None:
+        nonlocal was_sent
         if found is None or found.lease != running.held.lease:
             return found
+        was_sent = True
         return replace(found, lease=wanted)
 
     try:
@@ -146,7 +150,9 @@ def renew_command(lessee: Lessee, running: Running) -> Running | None:
         return None
     if after is None or after.lease != wanted or after.is_done:
         return None
-    until_ms = deadline_ms(sent_ms=sent_ms, duration_ms=wanted.duration_ms)
+    until_ms = running.held.deadline_ms  # if an earlier call sent it, nobody knows when
+    if was_sent:
+        until_ms = deadline_ms(sent_ms=sent_ms, duration_ms=wanted.duration_ms)
     return Running(running.command, Held(wanted, until_ms))
 
 

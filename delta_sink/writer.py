@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from delta_sink import __version__
 from delta_sink.append import DeadLetterTarget, EncodedBatch, plan_append
 from delta_sink.buffer import Piece
-from delta_sink.claim import Settled, Source, Start, settle
+from delta_sink.claim import Settled, Source, settle
 from delta_sink.delta.commit import commit, follow
 from delta_sink.delta.plan import SameTable, rival_sentence
 from delta_sink.delta.receipt import RETIRED
@@ -49,7 +49,8 @@ from delta_sink.errors import (
     SourceRefused,
 )
 from delta_sink.memory import MemoryBudget
-from delta_sink.model import AppId, Records, Run, TopicPartition, runs_count
+from delta_sink.model import AppId, Records, TopicPartition, runs_count
+from delta_sink.part import Part
 from delta_sink.pipeline import BadRecords, Pipeline, Sealed
 from delta_sink.ports import (
     Assigned,
@@ -75,29 +76,6 @@ PATROL_UNTIL_END_MS = 1_000
 FENCES_BEFORE_REJOIN = 2
 SILENCE_MAX_MS = 600_000
 """A worker that could neither settle nor commit for so long stops, to be started elsewhere."""
-
-
-@dataclass(slots=True)
-class Part:
-    """An assigned partition. `start` is set from its first settling on."""
-
-    start: Start | None = None
-    is_live: bool = False
-    committed: int = 0
-    offset_next: int = 0
-    gone: tuple[Run, ...] = ()
-    halted: str | None = None
-
-    @property
-    def reads_at(self) -> int:
-        """The offset that is to be read next: behind what Kafka lost, if that was passed over."""
-        return self.gone[-1][1] if self.gone else self.offset_next
-
-    @property
-    def app_id(self) -> AppId:
-        """The name of its `txn`; only of a part that was settled."""
-        assert self.start is not None
-        return self.start.app_id
 
 
 @dataclass(slots=True)

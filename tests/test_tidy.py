@@ -72,6 +72,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         (
             "append",
             "claim",
+            "part",
             "pipeline",
             "writer",
             "audit",

@@ -39,7 +39,12 @@ FAULTS = {
 }
 
 
-POLL_STRETCHED_MS = 64
+POLL_STRETCHED_MS = 512
+IDLE_MS = 200
+"""A poll that may wait so long is one of a worker for which nothing is due soon."""
+IDLE_POLLS = 3
+"""So many idle polls in a row wait as long as they were told, before they are stretched."""
+IDLE_STRETCHED_MS = 3_200
 NOTHING = Polled()
 
 
@@ -280,8 +285,9 @@ class FakeConsumer:
         """Return events and records that are there now or come within `timeout_ms`.
 
         It may return earlier with nothing when a job of its host ends, and later when many polls
-        in a row found nothing (up to `POLL_STRETCHED_MS`), as a busy machine is late: a worker
-        that polls every 2 ms while it waits would cost most of a run otherwise.
+        in a row found nothing (short ones up to `POLL_STRETCHED_MS`, those of an idle worker up
+        to `IDLE_STRETCHED_MS`), as a busy machine is late: a worker that polls every 2 ms while
+        it waits, or five times a second while nothing comes, would cost most of a run otherwise.
         """
         assert records_max >= 1, "records_max is below 1"
         world = self._world
@@ -310,6 +316,9 @@ class FakeConsumer:
     def _patience_ms(self, timeout_ms: int) -> int:
         least_ms = max(1, timeout_ms)
         self._empty_polls += 1
+        if least_ms >= IDLE_MS:
+            doublings = min(max(0, self._empty_polls - IDLE_POLLS), 10)
+            return max(least_ms, min(IDLE_STRETCHED_MS, least_ms << doublings))
         return max(least_ms, min(POLL_STRETCHED_MS, least_ms << min(self._empty_polls - 1, 10)))
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:

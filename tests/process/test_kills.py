@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -32,10 +33,18 @@ def _has_committed(sink: Sink, writer: WriterProcess) -> bool:
     return worker is not None and sink.commits_of(worker) > 0
 
 
-def kill_writers(sink: Sink, producer: LedgerProducer, *, kills: int, seed: int) -> Ledger:
+def kill_writers(
+    sink: Sink,
+    producer: LedgerProducer,
+    *,
+    kills: int,
+    seed: int,
+    look: Callable[[], None] = lambda: None,
+) -> Ledger:
     """Return the ledger once everything in it is committed, in spite of so many kills.
 
-    Members join and leave in between; every writer has ended in order at the end.
+    Members join and leave in between; every writer has ended in order at the end. `look` is called
+    before that, while the group still has members.
     """
     chance = random.Random(seed)
     steps: Counter[str] = Counter()
@@ -59,6 +68,7 @@ def kill_writers(sink: Sink, producer: LedgerProducer, *, kills: int, seed: int)
             assert leaver.stop() == 0, leaver.events()[-3:]
     ledger = producer.stop()
     wait_until(lambda: sink.committed_records() >= len(ledger), 90, "everything is committed")
+    look()
     for member in members:
         assert member.stop() == 0, member.events()[-3:]
     print(f"{kills} kills fell into {dict(steps)}")

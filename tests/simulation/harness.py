@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +53,7 @@ HEALING_MAX_MS = 20 * 60_000
 """After the last fault everything is in the table within this time."""
 
 
+@cache
 def settings_of(config: str = "", *sets: str) -> Settings:
     """Return the settings of `BASE` with `config` laid over it, and `sets` over both."""
     texts = [ConfigText("base", BASE), *([ConfigText("test", config)] if config else [])]

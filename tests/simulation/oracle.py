@@ -169,7 +169,7 @@ class Oracle:
                 continue
             tag = TAG.fullmatch(unquote(path))
             require(tag and int(tag[1]) > fence, "I10", f"{path} is behind the fence {fence}")
-            table = pq.read_table(io.BytesIO(data)).to_pylist()
+            table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
             stats = json.loads(add["stats"])
             require(stats["numRecords"] == len(table), "I8", f"{path} has {len(table)} rows")
             for row in table:
