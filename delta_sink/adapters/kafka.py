@@ -23,6 +23,7 @@ aborted records, which are never returned.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -202,13 +203,28 @@ class KafkaConsumer:
         self._subscribe()
 
     def close(self) -> None:
-        """Leave the group and free everything, within `CLOSE_MS_MAX` even if no broker answers."""
+        """Leave the group and free everything, within `CLOSE_MS_MAX` even if no broker answers.
+
+        The partitions are given back first, by polls in this thread. librdkafka's own close would
+        call back for it, and an answer given inside of it may wait for ever, with the lock of the
+        interpreter held (librdkafka's issues 4041 and 4884; seen with 2.16). Where giving back
+        does not end in time, the client is left as it is: its session times out.
+        """
         if self._watch is not None:
             self._watch.close()
         self._forget(self._owned.copy())
+        deadline_s = time.monotonic() + CLOSE_MS_MAX / 1000
+        try:
+            self._client.unsubscribe()
+            while self._client.assignment():
+                if time.monotonic() > deadline_s:
+                    return
+                self._client.poll(0.02)
+        except (KafkaException, RuntimeError):
+            return  # a client that refuses this is in no group any more
         closer = threading.Thread(target=self._client.close, name="kafka-close", daemon=True)
         closer.start()
-        closer.join(CLOSE_MS_MAX / 1000)
+        closer.join(max(0.0, deadline_s - time.monotonic()))
 
     # --- the group ---
 

@@ -199,25 +199,41 @@ def _encode_file(
     unique_id: str,
 ) -> DataFile:
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression=layout.compression,
-        compression_level=layout.compression_level if layout.compression in _LEVELS else None,
-        use_dictionary=_dictionary_columns(table, layout),
-        # Readers of Delta take types from the log; Arrow's own copy would only cost bytes.
-        store_schema=False,
-        **_bloom_options(table, layout),
-    ) as writer:
+    with open_writer(sink, table, layout) as writer:
         writer.write_table(table, row_group_size=layout.row_group_rows)
-    folder = partition_path(layout.partition_by, values)
-    name = file_name(tag, unique_id, layout.compression)
     return DataFile(
-        path=f"{folder}/{name}" if folder else name,
+        path=file_path(layout, values, tag=tag, unique_id=unique_id),
         data=memoryview(sink.getvalue()).cast("B"),
         partition_values=dict(zip(layout.partition_by, values, strict=True)),
         rows=table.num_rows,
         stats=file_statistics(layout.file_fields, table, columns_max=layout.statistics_columns),
+    )
+
+
+def file_path(
+    layout: FileLayout, values: tuple[str | None, ...], *, tag: int, unique_id: str
+) -> str:
+    """Return where a data file of the table partition `values` lies, relative to the table."""
+    folder = partition_path(layout.partition_by, values)
+    name = file_name(tag, unique_id, layout.compression)
+    return f"{folder}/{name}" if folder else name
+
+
+def open_writer(sink: pa.NativeFile, sample: pa.Table, layout: FileLayout) -> pq.ParquetWriter:
+    """Return a writer of rows like `sample` into `sink`, as `layout` has it.
+
+    `sample` has the columns of the file; its first rows decide which get a dictionary, and its
+    number of rows how large a row group's bloom filters are.
+    """
+    return pq.ParquetWriter(
+        sink,
+        sample.schema,
+        compression=layout.compression,
+        compression_level=layout.compression_level if layout.compression in _LEVELS else None,
+        use_dictionary=_dictionary_columns(sample, layout),
+        # Readers of Delta take types from the log; Arrow's own copy would only cost bytes.
+        store_schema=False,
+        **_bloom_options(sample, layout),
     )
 
 

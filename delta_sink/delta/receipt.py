@@ -16,7 +16,7 @@ from delta_sink.errors import TableRefused
 from delta_sink.model import OffsetRange, Run, TopicPartition
 
 RECEIPT_FORMAT = 1
-Kind = Literal["append", "claim", "seek", "table"]
+Kind = Literal["append", "claim", "seek", "table", "compaction", "vacuum"]
 
 RETIRED = 2**53 - 1
 """The `txn` of a partition that goes on under another app id: nobody may continue from it.

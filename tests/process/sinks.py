@@ -236,11 +236,16 @@ class LedgerProducer:
     """Produces records at a steady rate in a thread, and keeps the ledger."""
 
     def __init__(
-        self, bootstrap: str, partitions: int, rate_per_s: float, topic: str = TOPIC
+        self,
+        bootstrap: str,
+        partitions: int,
+        rate_per_s: float,
+        topic: str = TOPIC,
+        **settings: Any,
     ) -> None:
         self.ledger = Ledger()
         self._topic = topic
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5})
+        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5, **settings})
         self._partitions = partitions
         self._rate_per_s = rate_per_s
         self._stopped = threading.Event()

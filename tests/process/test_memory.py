@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from delta_sink.adapters.embedded import EmbeddedBroker
-from tests.process.sinks import Sink, produce, write_config
+from tests.process.sinks import Sink, produce, wait_until, write_config
+from tests.process.stores import BUCKET, REGION, Proxy, s3_server
 
 pytestmark = pytest.mark.process
 
@@ -81,18 +82,21 @@ def fill(broker, topic, partitions, record_bytes):
     return count, int(count * (mean_bytes - 70))
 
 
-def peak_rss(process):
-    """Return the most that the process and its children occupied at one moment, until it ended."""
+def peak_rss(process, until=lambda: False):
+    """Return the most that the process and its children occupied at one moment.
+
+    It is looked at until it ended or `until()` holds.
+    """
     watched = psutil.Process(process.pid)
     peak = samples = 0
     started_s = time.monotonic()
-    while process.poll() is None:
+    while process.poll() is None and not until():
         total = 0
-        for member in [watched, *watched.children(recursive=True)]:
-            try:
+        try:
+            for member in [watched, *watched.children(recursive=True)]:
                 total += member.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
+        except psutil.NoSuchProcess:
+            continue
         peak = max(peak, total)
         samples += 1
         time.sleep(SAMPLE_S)
@@ -100,21 +104,24 @@ def peak_rss(process):
     return peak
 
 
-def drained(tmp_path, partitions, record_bytes, memory):
-    """Drain a backlog; return the peak of the process in MiB, and what there was to drain."""
+def config_of(folder, broker, memory, schema=SCHEMA, **table):
+    return write_config(
+        folder,
+        broker.bootstrap_servers,
+        source={"topics": ["backlog"]},
+        table={"schema": schema, **table},
+        flush={"interval_ms": 1000},
+        memory=memory,
+        value={"record_bytes_max": "1MiB"},
+        logs={"level": "info"},
+    )
+
+
+def drained(folder, partitions, record_bytes, memory, schema=SCHEMA):
+    """Drain a backlog; return the peak of the process in MiB."""
     with EmbeddedBroker({"backlog": partitions}) as broker:
         count, size_bytes = fill(broker, "backlog", partitions, record_bytes)
-        config = write_config(
-            tmp_path,
-            broker.bootstrap_servers,
-            source={"topics": ["backlog"]},
-            table={"schema": SCHEMA},
-            flush={"interval_ms": 1000},
-            memory=memory,
-            value={"record_bytes_max": "1MiB"},
-            logs={"level": "info"},
-        )
-        with Sink(tmp_path, config) as sink:
+        with Sink(folder, config_of(folder, broker, memory, schema)) as sink:
             writer = sink.start("--until-end")
             started_s = time.monotonic()
             peak = peak_rss(writer.process)
@@ -122,18 +129,69 @@ def drained(tmp_path, partitions, record_bytes, memory):
             assert writer.process.returncode == 0, writer.words()
             assert sink.committed_records() == count
     print(
-        f"{size_bytes / MIB:.0f} MiB of {record_bytes} B in {partitions} partitions, {took_s:.1f} s: "
-        f"peak {peak / MIB:.0f} MiB with {memory or 'the default'}"
+        f"{size_bytes / MIB:.0f} MiB of {record_bytes} B in {partitions} partitions, "
+        f"{took_s:.1f} s: peak {peak / MIB:.0f} MiB with {memory or 'the default'}"
     )
     return peak / MIB
 
 
-@pytest.mark.parametrize("record_bytes", [150, 1000, 20_000])
+@pytest.mark.parametrize("record_bytes", [150, 1000, 20_000, 400_000])
 def test_a_small_budget_is_kept(tmp_path, record_bytes):
-    peak = drained(tmp_path, 10, record_bytes, {"bytes_max": "256MiB"})
+    assert drained(tmp_path, 10, record_bytes, {"bytes_max": "256MiB"}) <= 256
+
+
+def test_a_table_that_no_fast_path_reads(tmp_path):
+    """A map is decoded value by value, as Python objects."""
+    as_map = {"name": "lines", "type": {"array": {"map": {"key": "string", "value": "string"}}}}
+    slow = [*(column for column in SCHEMA if column["name"] != "lines"), as_map]
+    records = [json.dumps({**json.loads(v), "lines": [{"sku": "a" * 40}] * 8}) for v in orders(400)]
+    with EmbeddedBroker({"backlog": 8}) as broker:
+        produce(
+            broker.bootstrap_servers,
+            "backlog",
+            (records[number % 400].encode() for number in range(30_000)),
+            partitions=8,
+        )
+        with Sink(tmp_path, config_of(tmp_path, broker, {"bytes_max": "256MiB"}, slow)) as sink:
+            writer = sink.start("--until-end")
+            peak = peak_rss(writer.process) / MIB
+            assert writer.process.returncode == 0, writer.words()
+            assert sink.committed_records() == 30_000
+    print(f"30,000 records with maps: peak {peak:.0f} MiB with 256 MiB")
     assert peak <= 256
 
 
 def test_the_default_budget_is_kept(tmp_path):
-    peak = drained(tmp_path, 32, 1000, {"bytes_max": "512MiB"})
-    assert peak <= 512
+    assert drained(tmp_path, 32, 1000, {"bytes_max": "512MiB"}) <= 512
+
+
+def test_a_store_that_is_away_fills_nothing(tmp_path):
+    """However long the store does not answer: what Kafka has is not read into memory."""
+    with s3_server() as server, EmbeddedBroker({"backlog": 20}) as broker:
+        proxy = Proxy(server)
+        try:
+            storage = {
+                "endpoint_url": proxy.url,
+                "region": REGION,
+                "access_key_id": "key",
+                "secret_access_key": "secret",
+            }
+            config = config_of(
+                tmp_path,
+                broker,
+                {"bytes_max": "256MiB"},
+                uri=f"s3://{BUCKET}/away",
+                storage=storage,
+            )
+            with Sink(tmp_path, config) as sink:
+                writer = sink.start()
+                wait_until(lambda: writer.events("table_opened"), 30, "it is about to read")
+                proxy.put_delay_s = 9  # below the time-out of a request: nobody gives up
+                fill(broker, "backlog", 20, 400_000)
+                until_s = time.monotonic() + 9
+                peak = peak_rss(writer.process, lambda: time.monotonic() > until_s) / MIB
+                assert writer.process.poll() is None
+        finally:
+            proxy.close()
+    print(f"80 MiB of 400 kB behind a store that is away: peak {peak:.0f} MiB with 256 MiB")
+    assert peak <= 256

@@ -8,8 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from confluent_kafka import KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from tests.services.install import kafka_jars
 from tests.services.processes import NativeServer, ServerFailed, free_port
@@ -133,6 +147,15 @@ class Kafka:
         _each(self.admin.create_partitions([NewPartitions(name, total)], request_timeout=ANSWER_S))
         self._await(lambda: self.partitions_of(name) == total, f"{total} partitions of {name}")
 
+    def alter_topic(self, name: str, **config: str) -> None:
+        """Return when the topic's configuration is so: `retention_ms` for `retention.ms`."""
+        entries = [
+            ConfigEntry(key.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET)
+            for key, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        _each(self.admin.incremental_alter_configs([resource], request_timeout=ANSWER_S))
+
     def partitions_of(self, name: str) -> int:
         """Return how many partitions the topic has; 0 if there is none."""
         found = self.admin.list_topics(timeout=ANSWER_S).topics.get(name)
@@ -159,6 +182,17 @@ class Kafka:
     def delete_group(self, group: str) -> None:
         """Return when the group and its offsets are gone; it must have no members."""
         _each(self.admin.delete_consumer_groups([group], request_timeout=ANSWER_S))
+
+    def committed(self, group: str, name: str) -> dict[int, int]:
+        """Return the offsets that the group has committed for a topic, by partition."""
+        asked = ConsumerGroupTopicPartitions(group)
+        futures = self.admin.list_consumer_group_offsets([asked], request_timeout=ANSWER_S)
+        places = futures[group].result().topic_partitions
+        return {
+            place.partition: place.offset
+            for place in places
+            if place.topic == name and place.offset >= 0
+        }
 
     def members_of(self, group: str) -> list[str]:
         """Return the members of the group: `group.instance.id` where they have one."""

@@ -603,7 +603,7 @@ def test_a_zombie_that_goes_on_reading_is_fenced_and_joins_again(sim):
     consumer.isolate(600_000)
     # Behind the group's back both read all partitions; every record goes to both.
     sim.run(lambda: set(sim.group.owners.values()) == {"w1"})
-    for _ in range(30):
+    for _ in range(300):
         sim.fill(4)
         sim.run_for(1_500)
         if w0.named("rejoined"):

@@ -380,7 +380,7 @@ def test_tokens_only_rise_even_when_items_are_deleted(seed):
 
 def _found(**options) -> bool:
     return any(
-        witness.overlaps or witness.falls for witness in (lives(s, **options) for s in range(12))
+        witness.overlaps or witness.falls for witness in (lives(s, **options) for s in range(40))
     )
 
 
