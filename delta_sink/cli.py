@@ -30,6 +30,7 @@ from delta_sink.cli_options import (
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
+from delta_sink.delta.support import refuse_unsupported
 from delta_sink.delta.table import Author, adopt_table
 from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
 from delta_sink.forms import Wrong
@@ -170,6 +171,9 @@ def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bo
     author = Author(settings.name, "init")
     state = open_log(parts.log)
     if state is not None:
+        # Before anything is written into a table that turns out to be another one than is meant.
+        refuse_unsupported(state.protocol, state.metadata)
+        view_of(settings, state)
         state = adopt_table(parts.log, state, author)
     state = open_table(source, author)
     view_of(settings, state)

@@ -28,9 +28,11 @@ def connect_all(source: Source, leases: Callable[[], LeaseStore]) -> list[Findin
 
     Nothing is raised for what does not answer: the finding says so, and the rest is tried too.
     """
+    brokers = _tried("brokers", lambda: _brokers(source))
+    nobody = Finding("topics", ok=False, sentence="not looked for: the brokers did not answer")
     return [
-        _tried("brokers", lambda: _brokers(source)),
-        _tried("topics", lambda: _topics(source)),
+        brokers,
+        _tried("topics", lambda: _topics(source)) if brokers.ok else nobody,
         _tried("store", lambda: _store(source)),
         _tried("table", lambda: _table(source)),
         _tried("locks", lambda: _locks(source, leases)),

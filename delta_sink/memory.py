@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from delta_sink.model import Records
 
 MIB = 1024 * 1024
 
-BASE_BYTES = 160 * MIB
+BASE_BYTES = 170 * MIB
 """What a worker occupies whatever it holds, with some to spare: Python and its libraries, Arrow's
 kernels and codecs once they have worked, threads, librdkafka's buffers (measured: 140, RSS)."""
 
-PIPELINE_FACTOR = 3
-"""Bytes in the process for each byte held. The slope was 1.9 from 12 to 260 MiB held (measured
-with records of 150 B to 400 kB); the rest is for rows that decode or encode worse than those."""
+PIPELINE_FACTOR = 6
+"""Peak bytes in the process for each byte held, by the worst of what was measured: 2 to 3 for
+records of 150 B to 20 kB, 6 for nested ones of 400 kB while three chunks are being decoded."""
 
 QUEUE_BYTES_MAX = 16 * MIB
 CHUNK_BYTES_MAX = 8 * MIB
+
+POLL_RECORDS_MAX = 1_000
+"""More than this many records a poll cost throughput (measured)."""
+
+POLL_GROWTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +45,35 @@ class MemoryBudget:
         queue_bytes = min(QUEUE_BYTES_MAX, free_bytes // 8)
         pipeline_bytes = (free_bytes - 2 * queue_bytes) // PIPELINE_FACTOR
         return cls(queue_bytes, pipeline_bytes, min(CHUNK_BYTES_MAX, pipeline_bytes // 4))
+
+
+class PollPace:
+    """How many records the next poll may take, so that it does not overrun what is free.
+
+    Nobody knows the size of a record before it is there, and during one call librdkafka fetches
+    on: a thousand records of 400 kB are 400 MB. So a poll takes as many as fit if they are like
+    those of the poll before, but only a few times more than came then; after silence it begins
+    with as many as fit if each is as large as a record may be.
+    """
+
+    def __init__(self, record_bytes_max: int) -> None:
+        """`record_bytes_max` is the largest value that is not a bad record."""
+        self._record_bytes_max = record_bytes_max
+        self._records = 0
+        self._record_bytes = record_bytes_max
+
+    def note(self, polled: Iterable[Records]) -> None:
+        """Take what a poll returned into account."""
+        count = size_bytes = 0
+        for records in polled:
+            count += len(records)
+            size_bytes += records.size_bytes
+        self._records = count
+        if count:
+            self._record_bytes = max(1, size_bytes // count)
+
+    def records_max(self, room_bytes: int) -> int:
+        """Return how many records to take when `room_bytes` are free; at least one."""
+        surely = room_bytes // self._record_bytes_max
+        likely = min(room_bytes // self._record_bytes, self._records * POLL_GROWTH)
+        return max(1, min(POLL_RECORDS_MAX, max(surely, likely)))

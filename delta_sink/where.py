@@ -231,11 +231,11 @@ def _typed(literal: Constant, data_type: DataType, column: str) -> Value:
             return literal
         if data_type in ("date", "timestamp", "timestamp_ntz"):
             return _parsed(literal, data_type, column)
-        raise WhereWrong(f"column '{column}': expected a {wanted}, got text in quotes")
+        raise WhereWrong(f"column '{column}': expected {wanted}, got text in quotes")
     if isinstance(literal, bool) or data_type == "boolean":
         if isinstance(literal, bool) and data_type == "boolean":
             return literal
-        raise WhereWrong(f"column '{column}': expected a {wanted}, got {str(literal).lower()}")
+        raise WhereWrong(f"column '{column}': expected {wanted}, got {str(literal).lower()}")
     if isinstance(data_type, Decimal):
         return literal
     if data_type in ("float", "double"):
@@ -273,7 +273,7 @@ def _parsed(text: str, data_type: DataType, column: str) -> Value:
             return Number(text)
     except (ValueError, KeyError, InvalidOperation, OverflowError) as error:
         raise WhereWrong(f"column '{column}': {text!r} is no {type_text(data_type)}") from error
-    raise WhereWrong(f"column '{column}': a {type_text(data_type)} cannot be compared")
+    raise WhereWrong(f"column '{column}': {type_text(data_type)} cannot be compared")
 
 
 # --- text to filter ------------------------------------------------------------------------------

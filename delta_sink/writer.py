@@ -48,7 +48,7 @@ from delta_sink.errors import (
     RetriableError,
     SourceRefused,
 )
-from delta_sink.memory import MemoryBudget
+from delta_sink.memory import MemoryBudget, PollPace
 from delta_sink.model import AppId, Records, TopicPartition, runs_count
 from delta_sink.part import Part
 from delta_sink.pipeline import BadRecords, Pipeline, Sealed
@@ -65,7 +65,6 @@ from delta_sink.ports import (
 from delta_sink.trouble import Trouble
 from delta_sink.view import TableView, view_of
 
-POLL_RECORDS_MAX = 1_000
 POLL_IDLE_MS = 200
 POLL_FULL_MS = 10
 POLL_BUSY_MS = 2
@@ -132,7 +131,7 @@ class Writer:
         self._committing = Trouble()
         self._patrolled_ms = 0
         self._is_held = False
-        self._record_bytes = 1
+        self._pace = PollPace(source.settings.value.record_bytes_max)
         self._stop_asked = False
         self._stop_deadline_ms: int | None = None
         self._failure: FatalError | None = None
@@ -187,8 +186,8 @@ class Writer:
         for event in polled.events:
             self._on_event(event)
         now_ms = self._clock.elapsed_ms()
+        self._pace.note(polled.records)
         for records in polled.records:
-            self._record_bytes = 1 + records.size_bytes // max(1, len(records))
             self._admit(records, now_ms)
         self._take_lane()
         self._stop_if_asked()
@@ -201,7 +200,7 @@ class Writer:
             # what librdkafka has fetched already.
             self._jobs.wait_ms(POLL_FULL_MS)
             return 1, 0
-        records_max = min(POLL_RECORDS_MAX, 1 + self._pipeline.room_bytes // self._record_bytes)
+        records_max = self._pace.records_max(self._pipeline.room_bytes)
         if self._lane is not None or self._pipeline.has_jobs:
             return records_max, POLL_BUSY_MS
         now_ms = self._clock.elapsed_ms()

@@ -141,7 +141,7 @@ class World:
         self.tasks: list[Task] = []
         self._current: Task | None = None
         self._scheduler = Random(seed)  # noqa: S311 - a schedule, not a secret
-        self._chances: dict[str, Random] = {}
+        self._chance = self.random("faults")
         self._runnable: list[Task] = []
         self._timers: list[tuple[int, int, Task | Callable[[], None], int]] = []
         self._sequence = 0
@@ -291,9 +291,10 @@ class World:
         if task is None:
             return
         self._arrive(task, label, detail)
-        if "world.stall" in self._faults and self.chance("world.stall"):
+        stall = self._faults.get("world.stall")
+        if stall and self._chance.random() < stall:
             self.meet("world.stall", task.title)
-            self._push(int(60_000 ** self._chances["world.stall"].random()), task, task._token)
+            self._push(int(60_000 ** self._chance.random()), task, task._token)
             task._blocked = True
         else:
             self._runnable.append(task)
@@ -490,9 +491,6 @@ class World:
             known = ", ".join(sorted(self._declared))
             raise WorldError(f"no fault is named {name}; known here: {known}")
         self._faults[name] = probability
-        if name not in self._chances:
-            # Each has a generator of its own: without one of them, the others draw as before.
-            self._chances[name] = self.random(f"fault/{name}")
 
     def heal(self) -> None:
         """Switch every fault off. What is on its way already still arrives."""
@@ -501,7 +499,7 @@ class World:
     def chance(self, name: str) -> bool:
         """Return whether the fault is to happen now. Call `meet` once it really did."""
         probability = self._faults.get(name, 0.0)
-        return probability > 0 and self._chances[name].random() < probability
+        return probability > 0 and self._chance.random() < probability
 
     def meet(self, name: str, detail: object = "") -> None:
         """Count that a fault really happened, and say so in the trace."""

@@ -110,7 +110,7 @@ def test_every_command_explains_itself(tmp_path):
     for arguments, wanted in [
         ([], ["audit", "check-config", "demo", "init", "run"]),
         (["run", "writer"], ["--until-end", "--config", "--set", "--json"]),
-        (["init"], ["--move", "dead-letter"]),
+        (["init"], ["--move", "lock table"]),
         (["audit"], ["--deep", "exactly once"]),
         (["check-config"], ["--connect"]),
         (["demo"], ["--records", "--keep", "--json"]),

@@ -276,16 +276,18 @@ def test_a_start_by_time_after_everything_is_the_end(tmp_path, broker):
 @pytest.mark.parametrize(
     ("start", "wanted"),
     [
-        ({"offsets": {"impossible": {0: 99}}}, ["impossible", "99", "0 up to 3"]),
+        ({"offsets": {}}, ["impossible-offsets", "99", "0 up to 3"]),
         ({"group": "nobody"}, ["nobody", "no committed offset"]),
     ],
     ids=["offsets", "group"],
 )
 def test_a_start_that_is_not_there_is_refused(tmp_path, broker, request, start, wanted):
-    if request.node.callspec.id == "offsets":
-        broker.create_topic("impossible", 1)
-        produce(broker.bootstrap_servers, "impossible", values(range(3)))
-    with sink_on(tmp_path, broker, "impossible", start=start) as sink:
+    topic = f"impossible-{request.node.callspec.id}"
+    broker.create_topic(topic, 1)
+    produce(broker.bootstrap_servers, topic, values(range(3)))
+    if "offsets" in start:
+        start = {"offsets": {topic: {0: 99}}}
+    with sink_on(tmp_path, broker, topic, start=start) as sink:
         done = sink.run("run", "writer", "--until-end")
     assert done.returncode == 3
     [sentence] = sentences_of(done.stderr)

@@ -136,7 +136,7 @@ def test_a_second_signal_does_not_wait(tmp_path, broker, proxy):
         writer = sink.start()
         produce(broker.bootstrap_servers, "hasty", values(range(10)), partitions=2)
         wait_until(lambda: writer.events("table_committed"), 30, "the first commit")
-        proxy.put_delay_s = 8
+        proxy.put_delay_s = 5
         produce(broker.bootstrap_servers, "hasty", values(range(10, 20)), partitions=2)
         time.sleep(1)
         writer.process.terminate()
@@ -145,17 +145,17 @@ def test_a_second_signal_does_not_wait(tmp_path, broker, proxy):
         writer.process.terminate()
         started_s = time.monotonic()
         assert writer.process.wait(20) == 0
-        assert time.monotonic() - started_s < 4
+        assert time.monotonic() - started_s < 2.5
         assert writer.words() == []
         proxy.put_delay_s = 0
-        time.sleep(8)  # what was sent may still land: the log decides
+        time.sleep(5)  # what was sent may still land: the log decides
         sink.drain()
         assert ids_at(proxy, "hasty") == [*range(20)]
         assert sink.audit()["ok"]
 
 
 def test_the_grace_period_is_kept(tmp_path, broker, proxy):
-    with on_s3(tmp_path, broker, "graceful", proxy, shutdown={"grace_ms": 2000}) as sink:
+    with on_s3(tmp_path, broker, "graceful", proxy, shutdown={"grace_ms": 1000}) as sink:
         writer = sink.start()
         produce(broker.bootstrap_servers, "graceful", values(range(10)), partitions=2)
         wait_until(lambda: writer.events("table_committed"), 30, "the first commit")
@@ -164,7 +164,7 @@ def test_the_grace_period_is_kept(tmp_path, broker, proxy):
         time.sleep(1)
         started_s = time.monotonic()
         assert writer.stop(20) == 0
-        assert 1.5 < time.monotonic() - started_s < 6
+        assert 0.8 < time.monotonic() - started_s < 5
         proxy.is_down = False
         sink.drain()
         assert ids_at(proxy, "graceful") == [*range(20)]
