@@ -25,7 +25,8 @@ from delta_sink.control import (
 from delta_sink.control_message import Refusal
 from tests.process.sinks import SCHEMA, Sink, write_config
 
-pytestmark = pytest.mark.process
+# Each command is a process of its own, so that all of them take two minutes.
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 KEY = "0123456789abcdef"
 CONTROL = "ops.control"
