@@ -19,10 +19,10 @@ import deltalake
 import pyarrow as pa
 from rich.console import Console
 
-from benchmarks import commit_path, fsync
+from benchmarks import commit_path, drain, fsync
 from benchmarks.report import WIDTH, show
 
-Result = commit_path.CommitPath | fsync.Fsync
+Result = commit_path.CommitPath | fsync.Fsync | drain.Drain
 Say = Callable[[str], None]
 
 
@@ -36,9 +36,15 @@ def _fsync(is_quick: bool, folder: str, say: Say) -> Result:
     return fsync.run(shape, folder, say)
 
 
+def _drain(is_quick: bool, folder: str, say: Say) -> Result:
+    shape = drain.Shape.quick() if is_quick else drain.Shape()
+    return drain.run(shape, folder, say)
+
+
 BENCHMARKS: dict[str, Callable[[bool, str, Say], Result]] = {
     "commit_path": _commit_path,
     "fsync": _fsync,
+    "drain": _drain,
 }
 
 

@@ -14,13 +14,15 @@ from benchmarks.commit_path import (
     CommitPath,
     Point,
 )
+from benchmarks.drain import BARE, CONTENDERS, EXPECTED, LOOP, SINK, Drain
+from benchmarks.drain import Point as DrainPoint
 from benchmarks.fsync import OFF, ON, Fsync
 from benchmarks.lanes import Timings
 
 WIDTH = 100
 
 
-def show(result: CommitPath | Fsync, console: Console) -> None:
+def show(result: CommitPath | Fsync | Drain, console: Console) -> None:
     """Print `result`."""
     match result:
         case CommitPath():
@@ -28,6 +30,8 @@ def show(result: CommitPath | Fsync, console: Console) -> None:
             _show_opens(result, console)
         case Fsync():
             _show_fsync(result, console)
+        case Drain():
+            _show_drain(result, console)
 
 
 def verdict(found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
@@ -136,3 +140,42 @@ def _show_fsync(result: Fsync, console: Console) -> None:
     table.add_row("on", *_ms(result.timings[ON]))
     console.print(table)
     console.print(f"ratio of p50, on against off: {result.ratio:.1f}x\n")
+
+
+def _show_drain(result: Drain, console: Console) -> None:
+    if result.skipped is not None:
+        console.print(f"{result.skipped}\n")
+    for point in result.points:
+        _show_drain_point(point, result.shape.runs, console)
+
+
+def _show_drain_point(point: DrainPoint, runs: int, console: Console) -> None:
+    mean_bytes = point.size_bytes / point.records
+    console.print(
+        f"draining {point.records:,} records of {mean_bytes:,.0f} bytes, {point.kind}: "
+        f"medians of {runs} runs",
+        style="bold",
+    )
+    table = _table("", "records/s", "MB/s", "CPU-s a GB", "peak RSS\nMiB")
+    for name in CONTENDERS:
+        table.add_row(
+            name,
+            f"{point.records_per_s(name):,.0f}",
+            f"{point.mb_per_s(name):,.0f}",
+            f"{point.cpu_s_per_gb(name):.1f}",
+            f"{point.peak_mib(name):,.0f}",
+        )
+    console.print(table)
+    times, cpu_s, share = EXPECTED[point.kind]
+    against_loop, against_bare = point.times_as_fast(LOOP), point.times_as_fast(BARE)
+    found_s = point.cpu_s_per_gb(SINK)
+    is_cheap = "met" if found_s <= cpu_s else "MISSED"
+    console.print(
+        f"{against_loop:.2f}x the plain loop ({verdict(against_loop, at_least=times)}), "
+        f"{against_bare:.2f}x bare consume ({verdict(against_bare, at_least=share)}), "
+        f"{found_s:.1f} CPU-s a GB (≤ {cpu_s:g} {is_cheap})"
+    )
+    stages = ", ".join(
+        f"{name} {seconds / point.size_bytes * 1e9:.2f}" for name, seconds in point.stages.items()
+    )
+    console.print(f"where the CPU of one more run went, s a GB: {stages}\n")

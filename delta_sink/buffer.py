@@ -29,8 +29,16 @@ from delta_sink.model import (
 RUNS_MAX = 20_000
 """A batch that lists so many runs of offsets is due: its receipt must stay small."""
 
-RECORD_OVERHEAD_BYTES = 180
-"""What a record occupies beside its bytes: objects for value, offset and timestamp (measured)."""
+RECORD_OVERHEAD_BYTES = 24
+"""What a record occupies beside its bytes: a newline, its length, its timestamp."""
+
+KEY_OVERHEAD_BYTES = 48
+HEADERS_OVERHEAD_BYTES = 300
+"""What a key, and a record's headers, occupy beside their bytes where they are read at all: they
+are objects of Python's."""
+
+LETTER_OVERHEAD_BYTES = 1_000
+"""What a dead letter occupies beside its value: objects, and two sentences."""
 
 IDLE_FLUSH_MS = 60_000
 """After so long without a row, offsets that have nothing to ride along with go alone."""
@@ -61,7 +69,11 @@ class Piece:
     @property
     def held_bytes(self) -> int:
         """What the piece occupies: its bytes, and Python's objects around them."""
-        return self.records.size_bytes + RECORD_OVERHEAD_BYTES * len(self.records)
+        records = self.records
+        overhead_bytes = RECORD_OVERHEAD_BYTES * len(records)
+        overhead_bytes += KEY_OVERHEAD_BYTES * len(records.keys)
+        overhead_bytes += HEADERS_OVERHEAD_BYTES * len(records.headers)
+        return records.size_bytes + overhead_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +212,7 @@ class DecodedChunk:
     def held_bytes(self) -> int:
         """What the outcome occupies."""
         letters_bytes = sum(len(letter.value or b"") for letter in self.letters)
-        return int(self.rows.nbytes) + letters_bytes + RECORD_OVERHEAD_BYTES * len(self.letters)
+        return int(self.rows.nbytes) + letters_bytes + LETTER_OVERHEAD_BYTES * len(self.letters)
 
 
 def _range_of(piece: Piece, part: PartOutcome) -> OffsetRange:

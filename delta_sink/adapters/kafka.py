@@ -26,16 +26,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from types import NoneType
+from operator import itemgetter, ne
 from typing import Any, Final
 
+import numpy as np
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
 
 from delta_sink.adapters.kafka_client import is_refusal, make_client, refusal, said
+from delta_sink.adapters.kafka_settings import consumer_settings, is_incremental, is_kip_848
 from delta_sink.adapters.kafka_topics import TopicWatch, matching
+from delta_sink.decode.packed import PackedValues
 from delta_sink.errors import FatalError
 from delta_sink.model import Header, Records, TopicPartition
 from delta_sink.ports import (
@@ -55,7 +57,6 @@ CLOSE_MS_MAX: Final = 10_000
 UNREADABLE_TRIES_MAX: Final = 5
 """How often the same offset is fetched again after an answer that cannot be read."""
 
-_MIB: Final = 1 << 20
 _UNKNOWN: Final = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -129,7 +130,7 @@ class KafkaConsumer:
         self._topics = list(topics)
         self._columns = columns
         self._telemetry = telemetry
-        self._is_incremental = _is_incremental(config)
+        self._is_incremental = is_incremental(config)
         self._owned: set[TopicPartition] = set()
         self._reading: dict[TopicPartition, _Reading] = {}
         self._unstarted: set[TopicPartition] = set()
@@ -171,13 +172,15 @@ class KafkaConsumer:
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read each of these assigned partitions from its offset on; no older record follows."""
         ours = {tp: offset for tp, offset in offsets.items() if tp in self._owned}
+        if ours:
+            # Before the seeks: see `_seek`. What may be fetched in between is older than the seek
+            # and is dropped.
+            self._client.resume([Place(tp.topic, tp.partition) for tp in ours])
         for tp, offset in ours.items():
             assert offset >= 0, f"{tp}: offset {offset}"
             self._reading[tp] = _Reading(offset)
             if tp in self._unstarted or not self._seek(tp, offset):
                 self._unstarted.add(tp)
-        if ours:
-            self._client.resume([Place(tp.topic, tp.partition) for tp in ours])
 
     def stop(self, partitions: Sequence[TopicPartition]) -> None:
         """Deliver nothing more of these assigned partitions until `start`; keep them."""
@@ -242,7 +245,7 @@ class KafkaConsumer:
         pattern, topics = self._pattern, self._topics
         if pattern is not None:
             return TopicWatch(config, lambda names: matching(names, pattern))
-        if _is_kip_848(config):
+        if is_kip_848(config):
             return TopicWatch(config, lambda names: [name for name in topics if name in names])
         return None
 
@@ -318,8 +321,15 @@ class KafkaConsumer:
     # --- where reading begins ---
 
     def _seek(self, tp: TopicPartition, offset: int) -> bool:
+        """Go on at `offset`, at once; return False if librdkafka has given the partition up.
+
+        librdkafka looks at what it should fetch once a second, and at once where a partition that
+        is not paused goes elsewhere (measured with 2.16; tests/real/test_kafka_contract.py holds
+        it). It may stand at `offset` already, so it is sent elsewhere first.
+        """
         try:
-            self._client.seek(Place(tp.topic, tp.partition, offset))
+            for step in (offset + 1, offset):
+                self._client.seek(Place(tp.topic, tp.partition, step))
         except KafkaException:
             return False  # given up, or not begun: it is assigned anew
         return True
@@ -356,8 +366,8 @@ class KafkaConsumer:
         """Return the records among `messages`, by partition; note what else they say."""
         ends: dict[TopicPartition, int] = {}
         unreadable: set[TopicPartition] = set()
-        errors = [message.error() for message in messages]
-        if set(map(type, errors)) - {NoneType}:  # `KafkaError == None` raises: compare types
+        if any(map(Message.error, messages)):
+            errors = [message.error() for message in messages]
             for message, error in zip(messages, errors, strict=True):
                 if error is not None:
                     self._heard(message, error, ends, unreadable)
@@ -376,29 +386,35 @@ class KafkaConsumer:
     def _parts(self, messages: list[Message]) -> dict[TopicPartition, list[Message]]:
         """Return `messages` by partition, in order. Runs of one partition are moved as a whole."""
         parts: dict[TopicPartition, list[Message]] = {}
-        if len(self._topics) == 1:
-            topic = self._topics[0]
-            keys: Iterable[tuple[str, int]] = [(topic, m.partition()) for m in messages]
-        else:
-            keys = [(m.topic(), m.partition()) for m in messages]
-        first = 0
-        for (topic, partition), run in groupby(keys):
-            after = first + sum(1 for _ in run)
-            parts.setdefault(TopicPartition(topic, partition), []).extend(messages[first:after])
-            first = after
+        for first, after in self._runs(messages):
+            tp = TopicPartition(messages[first].topic(), messages[first].partition())
+            parts.setdefault(tp, []).extend(messages[first:after])
         return parts
+
+    def _runs(self, messages: list[Message]) -> Iterable[tuple[int, int]]:
+        """Return half-open ranges of messages with neighbours of one partition."""
+        if not messages:
+            return []
+        numbers = np.fromiter(map(Message.partition, messages), np.int32, len(messages))
+        changes = numbers[1:] != numbers[:-1]
+        if len(self._topics) != 1:
+            topics = list(map(Message.topic, messages))
+            changes |= np.fromiter(map(ne, topics[1:], topics), np.bool_, len(topics) - 1)
+        at = (np.flatnonzero(changes) + 1).tolist()
+        return zip([0, *at], [*at, len(messages)], strict=True)
 
     def _columned(
         self, tp: TopicPartition, reading: _Reading, messages: list[Message], end: int
     ) -> Records | None:
         """Return the columns of `messages`, or None if nothing of `tp` moved."""
-        offsets = [m.offset() for m in messages]
-        if offsets and offsets[0] < reading.offset_next:
+        if messages and messages[0].offset() < reading.offset_next:
             # Records from before the last `start` may be dropped. Later on it would mean that
             # newer records came first and a gap was taken for granted: stop before a commit.
-            assert reading.is_fresh, f"{tp}: offset {offsets[0]} after {reading.offset_next}"
+            assert reading.is_fresh, (
+                f"{tp}: offset {messages[0].offset()} after {reading.offset_next}"
+            )
             messages = [m for m in messages if m.offset() >= reading.offset_next]
-            offsets = [m.offset() for m in messages]
+        offsets = _offsets(messages)
         offset_next = max(end, offsets[-1] + 1 if offsets else -1)
         if offset_next <= reading.offset_next:
             return None
@@ -409,15 +425,16 @@ class KafkaConsumer:
         columns = self._columns
         keys = [m.key() for m in messages] if columns.keys else []
         headers = [m.headers() or () for m in messages] if columns.headers else []
+        values = PackedValues.of(list(map(Message.value, messages)))
         return Records(
             tp=tp,
             offset_next=offset_next,
             offsets=offsets,
-            values=[m.value() for m in messages],
-            timestamps_ms=[m.timestamp()[1] for m in messages] if columns.timestamps else [],
+            values=values,
+            timestamps_ms=_timestamps(messages) if columns.timestamps else (),
             keys=keys,
             headers=headers,
-            size_bytes=sum(map(len, messages)) + _size_bytes(keys, headers),
+            size_bytes=values.size_bytes + _size_bytes(keys, headers),
         )
 
     # --- what goes wrong ---
@@ -507,61 +524,30 @@ class KafkaConsumer:
         )
 
 
-def consumer_settings(
-    user: Mapping[str, str], *, group: str, queue_bytes_max: int
-) -> dict[str, Any]:
-    """Return librdkafka's settings: our defaults, the user's over them, and over those our own.
-
-    The last are what exactly-once rests on: nobody but `start` decides where reading begins,
-    aborted records are never read, and the end of a partition is told.
-    """
-    defaults: dict[str, Any] = {
-        "client.id": "delta-sink",
-        # A full queue stops fetching for this long; the default of a second costs most of the
-        # throughput of small records.
-        "fetch.queue.backoff.ms": 10,
-        "queued.max.messages.kbytes": max(1024, queue_bytes_max // 1024),
-        # Each queued record costs some 300 bytes beside its own, which the limit above does not
-        # count.
-        "queued.min.messages": min(100_000, max(1_000, queue_bytes_max // 512)),
-        "fetch.max.bytes": min(50 * _MIB, max(_MIB, queue_bytes_max // 2)),
-        # A new start waits until the fetch before it is answered.
-        "fetch.wait.max.ms": 100,
-        "topic.metadata.refresh.interval.ms": 5_000,
-        "reconnect.backoff.max.ms": 2_000,
-        "socket.keepalive.enable": True,
-        "check.crcs": True,
-        "statistics.interval.ms": 0,
-    }
-    if not _is_kip_848(user):
-        defaults["partition.assignment.strategy"] = "cooperative-sticky"
-    ours: dict[str, Any] = {
-        "group.id": group,
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",
-        "enable.partition.eof": True,
-        "isolation.level": "read_committed",
-        "allow.auto.create.topics": False,
-    }
-    return {**defaults, **user, **ours}
-
-
 def _absence(tp: TopicPartition, *, was_ours: bool) -> str:
     if was_ours:
         return f"waiting for partition {tp}: it does not exist any more"
     return f"waiting for topic {tp.topic!r}: it does not exist yet"
 
 
-def _is_kip_848(user: Mapping[str, str]) -> bool:
-    return user.get("group.protocol", "classic").lower() == "consumer"
+def _offsets(messages: Sequence[Message]) -> Sequence[int]:
+    """Return the offsets of `messages`, which rise.
+
+    Without gaps, as almost always, the first and the last say it all: between them there are as
+    many numbers as records.
+    """
+    if not messages:
+        return ()
+    first, last = messages[0].offset(), messages[-1].offset()
+    if last - first == len(messages) - 1:
+        return range(first, last + 1)
+    return list(map(Message.offset, messages))
 
 
-def _is_incremental(user: Mapping[str, str]) -> bool:
-    """Return whether the group's rebalances are told as differences."""
-    if _is_kip_848(user):
-        return True
-    return "cooperative" in user.get("partition.assignment.strategy", "cooperative-sticky")
+def _timestamps(messages: Sequence[Message]) -> Sequence[int]:
+    """Return the timestamps of `messages`; a view of numbers, where a list would hold objects."""
+    pairs = map(Message.timestamp, messages)
+    return np.fromiter(map(itemgetter(1), pairs), np.int64, len(messages)).data
 
 
 def _size_bytes(keys: Sequence[bytes | None], headers: Sequence[Sequence[Header]]) -> int:

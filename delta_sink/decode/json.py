@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 import numpy as np
@@ -24,15 +24,17 @@ import pyarrow.json as pj
 from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
 from delta_sink.decode.exact import ExactDecoder
-from delta_sink.decode.rows import DecodeSpec, Positions, Values, decode_chunk, in_order
+from delta_sink.decode.packed import PackedValues, Positions
+from delta_sink.decode.rows import DecodeSpec, Values, decode_chunk, in_order
 from delta_sink.decode.scalars import INTEGER_BITS
 from delta_sink.decode.screen import Screened, many_places, screen
 from delta_sink.delta.types import ArrayType, DataType, Field, StructType, arrow_field
 from delta_sink.errors import DataError
 from delta_sink.model import Records
 
-SLICE_BYTES_MAX = 8 * 1024 * 1024
-"""What one native pass sees at most, unless a single value is larger."""
+SLICE_BYTES_MAX = 2 * 1024 * 1024
+"""What one native pass sees at most, unless a single value is larger. More is no faster: what a
+pass leaves behind is then no longer in the processor's cache."""
 EXACT_VALUES_MAX = 8
 """So few values are not worth another native pass (its fixed cost is that of 20 exact ones)."""
 SPLIT_BUDGET = 4
@@ -88,16 +90,17 @@ class JsonDecoder:
         return decode_chunk(self._spec, chunk, self._decode_values)
 
     def _decode_values(self, values: Sequence[bytes]) -> Values:
-        work = _Work(values, self._exact)
+        packed = PackedValues.of(values)
+        work = _Work(cast("Sequence[bytes]", packed), self._exact)
         fast = self._fast(self._spec)
-        for first, after in _slices(values):
+        for first, after in _slices(packed):
             work.split(fast, first, after)
         return work.result()
 
 
-def _slices(values: Sequence[bytes]) -> list[tuple[int, int]]:
+def _slices(values: PackedValues) -> list[tuple[int, int]]:
     """Return half-open ranges of values with at most `SLICE_BYTES_MAX` each, or one value."""
-    sizes = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)))
+    sizes = np.cumsum(values.lengths)
     slices: list[tuple[int, int]] = []
     first, before = 0, 0
     while first < len(values):

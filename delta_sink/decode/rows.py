@@ -8,7 +8,7 @@ only if it is bad.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, cast
@@ -19,14 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from delta_sink.decode import BadRecord, Decoded, PartOutcome
+from delta_sink.decode.packed import PackedValues, Positions
 from delta_sink.delta.hive import unusable
 from delta_sink.delta.schema import METADATA_FIELDS, Derived, TableSchema
 from delta_sink.delta.types import Field, type_text
 from delta_sink.errors import DataError
 from delta_sink.model import Records, runs_of
-
-Positions = npt.NDArray[np.int64]
-"""Rising places of records in a chunk (or of values in a list of them)."""
 
 Reason = Literal[
     "bad_partition_value",
@@ -99,7 +97,11 @@ class Values:
 
 
 DecodeValues = Callable[[Sequence[bytes]], Values]
-"""One format: values to value columns. It gets no tombstones, but may get empty values."""
+"""One format: values to value columns. It gets no tombstones, but may get empty values.
+
+What it gets is a `PackedValues`: going through it makes an object of each value, its columns do
+not.
+"""
 
 
 def bad(reason: Reason, message: str, redacted: str) -> DataError:
@@ -109,9 +111,10 @@ def bad(reason: Reason, message: str, redacted: str) -> DataError:
 
 def decode_chunk(spec: DecodeSpec, chunk: Sequence[Records], decode: DecodeValues) -> Decoded:
     """Return rows and outcomes of `chunk`, its values decoded by `decode` in one call."""
-    values = _values_of(chunk)
-    present, nulls = _split_tombstones(values)
-    decoded = decode(_without_nulls(values, nulls))
+    values = PackedValues.concatenated([part.values for part in chunk])
+    nulls = values.nulls
+    present = np.delete(np.arange(len(values)), nulls) if len(nulls) else np.arange(len(values))
+    decoded = decode(cast("Sequence[bytes]", values.without_nulls()))
     assert decoded.rows.num_rows == len(decoded.taken) or not spec.value_fields, "one place a row"
     assert len(decoded.taken) + len(decoded.bad) == len(present), "every value has one outcome"
     problems = {int(present[i]): error for i, error in decoded.bad}
@@ -120,35 +123,15 @@ def decode_chunk(spec: DecodeSpec, chunk: Sequence[Records], decode: DecodeValue
         rows, places = _with_null_rows(spec, rows, places, nulls, problems)
     elif len(nulls) and spec.tombstones == "dead_letter":
         problems |= {int(i): _TOMBSTONE for i in nulls}
-    table = _table(spec, chunk, rows, places)
+    bounds = _bounds(chunk)
+    table = _table(spec, _Beside(chunk, bounds, places), rows)
     table, places = _without_unusable(spec, table, places, problems)
     skipped = nulls if spec.tombstones == "skip" else nulls[:0]
-    parts = _outcomes(chunk, places, problems, skipped)
+    parts = _outcomes(chunk, bounds, places, problems, skipped)
     return Decoded(table, parts, decoded.unknown_fields)
 
 
 _TOMBSTONE = bad("tombstone", "no value (a tombstone)", "no value (a tombstone)")
-
-
-def _values_of(chunk: Sequence[Records]) -> Sequence[bytes | None]:
-    if len(chunk) == 1:
-        return chunk[0].values
-    return list(chain.from_iterable(part.values for part in chunk))
-
-
-def _split_tombstones(values: Sequence[bytes | None]) -> tuple[Positions, Positions]:
-    """Return the places of values and those of tombstones."""
-    count = len(values)
-    if None not in values:
-        return np.arange(count), np.empty(0, np.int64)
-    is_null = np.fromiter((value is None for value in values), np.bool_, count)
-    return np.flatnonzero(~is_null), np.flatnonzero(is_null)
-
-
-def _without_nulls(values: Sequence[bytes | None], nulls: Positions) -> Sequence[bytes]:
-    if not len(nulls):
-        return cast("Sequence[bytes]", values)
-    return [value for value in values if value is not None]
 
 
 def _with_null_rows(
@@ -182,12 +165,9 @@ def in_order(rows: pa.Table, places: Positions) -> tuple[pa.Table, Positions]:
 # --- the columns beside the value ---------------------------------------------------------------
 
 
-def _table(
-    spec: DecodeSpec, chunk: Sequence[Records], rows: pa.Table, places: Positions
-) -> pa.Table:
+def _table(spec: DecodeSpec, beside: _Beside, rows: pa.Table) -> pa.Table:
     """Return the table's columns in the table's order: from value, record, and other columns."""
     columns = dict(zip(rows.column_names, rows.columns, strict=True))
-    beside = _Beside(chunk, places)
     for name in spec.metadata_columns:
         columns[METADATA_FIELDS[name].name] = getattr(beside, name)()
     for derived in spec.derived:
@@ -202,35 +182,36 @@ def _table(
 class _Beside:
     """The metadata columns of the records at `places`, each made for all of them at once."""
 
-    def __init__(self, chunk: Sequence[Records], places: Positions) -> None:
+    def __init__(self, chunk: Sequence[Records], bounds: Positions, places: Positions) -> None:
         self._chunk = chunk
+        self._bounds = bounds
         self._places = places
-        self._all = len(places) == sum(map(len, chunk))
+        self._all = len(places) == bounds[-1]
 
     def _pick(self, array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return array if self._all else array[self._places]
 
-    def _repeated(self, values: Iterable[object], arrow_type: pa.DataType) -> pa.Array:
-        """One value a part, repeated for each of its rows."""
-        counts = _rows_a_part(self._chunk, self._places)
-        pieces = [
-            pa.repeat(pa.scalar(value, arrow_type), int(count))
-            for value, count in zip(values, counts, strict=True)
-        ]
-        return pa.concat_arrays(pieces) if pieces else pa.array([], arrow_type)
+    def _repeated(self, numbers: Sequence[int]) -> npt.NDArray[np.int32]:
+        """One number a part, repeated for each of its rows."""
+        return np.repeat(np.array(numbers, np.int32), _rows_a_part(self._bounds, self._places))
 
     def topic(self) -> pa.Array:
-        return self._repeated((part.tp.topic for part in self._chunk), pa.string())
+        topics = [part.tp.topic for part in self._chunk]
+        names = sorted(set(topics))
+        if len(names) == 1:
+            return pa.repeat(names[0], len(self._places))
+        places = self._repeated([names.index(topic) for topic in topics])
+        return pa.array(names, pa.string()).take(pa.array(places))
 
     def partition(self) -> pa.Array:
-        return self._repeated((part.tp.partition for part in self._chunk), pa.int32())
+        return pa.array(self._repeated([part.tp.partition for part in self._chunk]), pa.int32())
 
     def offset(self) -> pa.Array:
-        return pa.array(self._pick(_numbers(self._chunk, "offsets")), pa.int64())
+        return pa.array(self._pick(self._numbers("offsets")), pa.int64())
 
     def timestamp(self) -> pa.Array:
         """Kafka's timestamps; null where Kafka has none (-1) or no engine could read it."""
-        millis = self._pick(_numbers(self._chunk, "timestamps_ms"))
+        millis = self._pick(self._numbers("timestamps_ms"))
         absent = (
             (millis == -1)
             | (millis < TIMESTAMP_MIN_US // 1000)
@@ -260,21 +241,28 @@ class _Beside:
     def _listed(self, name: str) -> Sequence[Sequence[tuple[str, bytes | None]]]:
         """The column `name` of all parts, only the rows' records."""
         columns = [getattr(part, name) for part in self._chunk]
-        for part, column in zip(self._chunk, columns, strict=True):
-            assert len(column) == len(part), f"{name} were not read from Kafka"
+        self._check(name, columns)
         listed = columns[0] if len(columns) == 1 else list(chain.from_iterable(columns))
         return listed if self._all else [listed[i] for i in self._places]
+
+    def _numbers(self, name: str) -> npt.NDArray[np.int64]:
+        """The column `name` of all parts as one array."""
+        columns = [_as_array(getattr(part, name)) for part in self._chunk]
+        self._check(name, columns)
+        return np.concatenate(columns) if columns else np.empty(0, np.int64)
+
+    def _check(self, name: str, columns: Sequence[Sequence[object] | Positions]) -> None:
+        found = np.fromiter(map(len, columns), np.int64, len(columns))
+        assert (found == np.diff(self._bounds)).all(), f"{name} were not read from Kafka"
 
 
 _HEADERS = TableSchema((METADATA_FIELDS["headers"],)).arrow.field(0).type
 
 
-def _numbers(chunk: Sequence[Records], name: str) -> npt.NDArray[np.int64]:
-    """Return the column `name` of all parts as one array."""
-    columns = [np.asarray(getattr(part, name), np.int64) for part in chunk]
-    for part, column in zip(chunk, columns, strict=True):
-        assert len(column) == len(part), f"{name} were not read from Kafka"
-    return np.concatenate(columns) if columns else np.empty(0, np.int64)
+def _as_array(numbers: Sequence[int]) -> npt.NDArray[np.int64]:
+    if isinstance(numbers, range):  # numpy would ask it for each of its numbers
+        return np.arange(numbers.start, numbers.stop, numbers.step, dtype=np.int64)
+    return np.asarray(numbers, np.int64)
 
 
 def _derive(derived: Derived, source: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
@@ -351,23 +339,26 @@ def shortened(text: str) -> str:
 def _bounds(chunk: Sequence[Records]) -> npt.NDArray[np.int64]:
     """Return where each part begins in the chunk, and where the last one ends."""
     bounds = np.zeros(len(chunk) + 1, np.int64)
-    np.cumsum([len(part) for part in chunk], out=bounds[1:])
+    np.cumsum(np.fromiter(map(len, chunk), np.int64, len(chunk)), out=bounds[1:])
     return bounds
 
 
-def _rows_a_part(chunk: Sequence[Records], places: Positions) -> npt.NDArray[np.int64]:
-    counts: npt.NDArray[np.int64] = np.diff(np.searchsorted(places, _bounds(chunk)))
+def _rows_a_part(bounds: Positions, places: Positions) -> Positions:
+    counts: Positions = np.diff(np.searchsorted(places, bounds))
     return counts
 
 
 def _outcomes(
     chunk: Sequence[Records],
+    bounds: Positions,
     places: Positions,
     problems: dict[int, DataError],
     skipped: Positions,
 ) -> tuple[PartOutcome, ...]:
-    bounds = _bounds(chunk)
-    rows = _rows_a_part(chunk, places)
+    rows = _rows_a_part(bounds, places)
+    if not problems and not len(skipped):
+        assert (rows == np.diff(bounds)).all(), "every record has one outcome"
+        return tuple(map(PartOutcome, (part.tp for part in chunk), rows.tolist()))
     ordered = sorted(problems)
     bad_at = np.searchsorted(np.array(ordered, np.int64), bounds)
     skipped_at = np.searchsorted(skipped, bounds)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from delta_sink.decode.packed import PackedValues
+
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _WHITESPACE = b" \t\r\n"
 
@@ -58,11 +60,16 @@ class Screened:
 
 def screen(values: Sequence[bytes], *, record_bytes_max: int, nesting_max: int) -> Screened:
     """Return the harmless ones of `values`; `taken` says where they stood."""
-    joined, lengths, starts = _joined(values)
-    bytes_ = np.frombuffer(joined + b"\n", np.uint8)  # an empty last value has a byte to look at
+    packed = PackedValues.of(values)
+    joined, lengths, starts = packed.joined, packed.lengths, packed.starts
     wrong = (lengths == 0) | (lengths > record_bytes_max)
-    edges = (bytes_[starts] != 0x7B) | (bytes_[np.maximum(starts + lengths - 1, 0)] != 0x7D)
-    wrong |= _too_deep(values, bytes_, starts, nesting_max)
+    if not joined:
+        return Screened([], b"", np.empty(0, np.int64))
+    bytes_ = np.frombuffer(joined, np.uint8)
+    # Of an empty value any byte may be looked at: it is wrong already.
+    first, last = bytes_[np.minimum(starts, len(joined) - 1)], bytes_[starts + lengths - 1]
+    edges = (first != 0x7B) | (last != 0x7D)
+    wrong |= _too_deep(packed, bytes_, nesting_max, braced=len(packed) - int(edges.sum()))
     if b"\0" in joined:
         wrong |= np.fromiter((b"\0" in value for value in values), np.bool_, len(values))
     if not joined.isascii() and not _is_utf8(joined):
@@ -134,29 +141,22 @@ def _has_many_places(value: bytes) -> bool:
     )
 
 
-def _joined(
-    values: Sequence[bytes],
-) -> tuple[bytes, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    lengths = np.fromiter(map(len, values), np.int64, len(values))
-    starts = np.zeros(len(values), np.int64)
-    if len(values) > 1:
-        np.cumsum(lengths[:-1] + 1, out=starts[1:])
-    return b"\n".join(values), lengths, starts
-
-
 def _too_deep(
-    values: Sequence[bytes],
-    bytes_: npt.NDArray[np.uint8],
-    starts: npt.NDArray[np.int64],
-    nesting_max: int,
+    values: PackedValues, bytes_: npt.NDArray[np.uint8], nesting_max: int, *, braced: int
 ) -> npt.NDArray[np.bool_]:
-    """Count opening brackets of every value at once; scan only values that have many."""
+    """Count opening brackets of every value at once; scan only values that have many.
+
+    `braced` values begin with one: whatever the others are, no value has more than what is left
+    of the sum when each of these has had its own.
+    """
     deep = np.zeros(len(values), np.bool_)
-    openers = np.flatnonzero((bytes_ | 0x20) == 0x7B)
-    first = np.searchsorted(openers, starts)
-    counts = np.diff(np.append(first, len(openers)))
-    for i in np.flatnonzero(counts > nesting_max):
-        deep[i] = nesting_of(values[int(i)], nesting_max) > nesting_max
+    is_opener = (bytes_ | 0x20) == 0x7B
+    if np.count_nonzero(is_opener) - braced + 1 <= nesting_max:
+        return deep
+    openers = np.flatnonzero(is_opener)
+    counts = np.diff(np.append(np.searchsorted(openers, values.starts), len(openers)))
+    for i in np.flatnonzero(counts > nesting_max).tolist():
+        deep[i] = nesting_of(values[i] or b"", nesting_max) > nesting_max
     return deep
 
 

@@ -13,9 +13,10 @@ import pytest
 from confluent_kafka import Producer as RawProducer
 
 from delta_sink.adapters.embedded import EmbeddedBroker
-from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer, consumer_settings
+from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
 from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
 from delta_sink.adapters.kafka_reader import read_offsets
+from delta_sink.adapters.kafka_settings import consumer_settings
 from delta_sink.errors import BrokerUnavailable, ConfigError, FatalError
 from delta_sink.model import OutgoingRecord, TopicPartition
 from delta_sink.ports import Assigned, OffsetGone, Revoked, Waiting

@@ -6,6 +6,7 @@ import pytest
 
 from delta_sink.decode.exact import ExactDecoder
 from delta_sink.decode.json import ArrowFastPath, JsonDecoder, Refused, Sure, _slices
+from delta_sink.decode.packed import PackedValues
 from delta_sink.decode.rows import DecodeSpec
 from delta_sink.decode.screen import many_places, nesting_of, screen
 from delta_sink.delta.schema import ArrayType, Decimal, Field, StructType, TableSchema
@@ -151,11 +152,11 @@ def test_no_bad_record_keeps_the_frames_it_failed_in():
 def test_slices_are_bounded_and_cover_everything(monkeypatch):
     monkeypatch.setattr("delta_sink.decode.json.SLICE_BYTES_MAX", 10)
     sizes = [3, 3, 3, 3, 25, 1, 9, 10, 0, 0, 11]
-    slices = _slices([b"x" * size for size in sizes])
+    slices = _slices(PackedValues.of([b"x" * size for size in sizes]))
     assert [after for _, after in slices][:-1] == [first for first, _ in slices][1:]
     assert (slices[0][0], slices[-1][1]) == (0, len(sizes))
     assert all(sum(sizes[a:b]) <= 10 or b == a + 1 for a, b in slices)
-    assert _slices([]) == []
+    assert _slices(PackedValues.of([])) == []
 
 
 # --- the screen -----------------------------------------------------------------------------------
