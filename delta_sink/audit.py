@@ -13,8 +13,9 @@ and holds each one against what it knows of the entries before it:
 * what other engines do may not change rows: appending is theirs to do, compaction must keep the
   number of rows, and where they delete, nobody can tell any more: that is *unproven*.
 
-Where old entries were cleaned up behind a checkpoint, a partition is followed from the first
-range that is still there. The checkpoints on the way must hold the same `txn`s as the entries.
+Where old entries were cleaned up by this sink, the audit goes on from the anchor that the clean-up
+left (`audit_anchor.py`). Where another engine did it, a partition is followed from the first range
+that is still there. The checkpoints on the way must hold the same `txn`s as the entries.
 
 `audit_rows` (`audit_rows.py`) goes on from here to the rows themselves.
 """
@@ -22,20 +23,33 @@ range that is still there. The checkpoints on the way must hold the same `txn`s 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
+from delta_sink.audit_anchor import (
+    ANCHOR_FORMAT,
+    Anchor,
+    AnchoredSeek,
+    anchor_path,
+    anchor_versions,
+    chosen_anchor,
+    decode_anchor,
+    encode_anchor,
+)
 from delta_sink.audit_chain import Chain
 from delta_sink.audit_report import Audit, Commits, Findings, PartitionAudit, Seek
 from delta_sink.audit_rows import RowReader, ServedOffsets, ServedSource, audit_rows
 from delta_sink.delta.actions import Add, CommitInfo, Entry, Metadata
 from delta_sink.delta.checkpoint import read_checkpoint
+from delta_sink.delta.checkpoint_files import checkpoint_batches
 from delta_sink.delta.commit import OPEN_TRIES_MAX, Log
 from delta_sink.delta.logstore import Checkpoint, Listing
 from delta_sink.delta.receipt import RETIRED, PartitionReceipt, Receipt, receipt_of
+from delta_sink.delta.repeat import repeat
 from delta_sink.errors import ObjectMissing, TableRefused
 from delta_sink.model import AppId, runs_of
+from delta_sink.ports import Exists
 
 __all__ = [
     "Audit",
@@ -46,6 +60,7 @@ __all__ = [
     "ServedSource",
     "audit_log",
     "audit_rows",
+    "write_anchor",
 ]
 
 
@@ -66,7 +81,35 @@ def audit_log(log: Log, sink: str) -> Audit:
             return _Walk(log, sink, listing).run()
         except ObjectMissing:
             continue  # Cleaned up between LIST and GET: a later listing shows what is left.
-    raise TableRefused(
+    raise _unsteady()
+
+
+def write_anchor(log: Log, version: int) -> None:
+    """Return once there is an anchor of `version`: entries up to it may be cleaned up then.
+
+    `version` must have a checkpoint.
+
+    Raises:
+        TableRefused: an entry cannot be read, or the anchor that is there is of no use.
+        RetriableError, StoreRefused: as the store says.
+    """
+    path = anchor_path(version)
+    for _ in range(OPEN_TRIES_MAX):
+        try:
+            anchor = _Walk(log, "", log.entries.list()).anchor(version)
+        except ObjectMissing:
+            continue
+        data = encode_anchor(anchor)
+        answer = repeat(lambda: log.store.put_if_absent(path, data), log.clock, log.entropy)  # noqa: B023  # called at once
+        if isinstance(answer, Exists):
+            # One that was written while more entries were there proves as much or more.
+            decode_anchor(version, log.store.get(path).data)
+        return
+    raise _unsteady()
+
+
+def _unsteady() -> TableRefused:
+    return TableRefused(
         f"the log changed {OPEN_TRIES_MAX} times while it was audited: something removes entries "
         f"faster than they can be read"
     )
@@ -77,7 +120,11 @@ class _Walk:
 
     def __init__(self, log: Log, sink: str, listing: Listing) -> None:
         self._log = log
-        self._sink = sink
+        self._sink = sink  # "" is every sink: for an anchor
+        self._version_first = min(listing.entries, default=0)
+        self._others: dict[str, Findings] = {}  # violations of other sinks than this one
+        self._commits: dict[str, Counter[str]] = {}
+        self._kept_seeks: list[AnchoredSeek] = []
         self._entries = listing.entries
         self._checkpoints = {found.version: found for found in listing.checkpoints}
         self._violations = Findings()
@@ -86,14 +133,43 @@ class _Walk:
         self._unknown_before = 0  # a partition that is new from here on began here
         self._commit_ids: dict[str, int] = {}
         self._seeks: list[Seek] = []
-        self._counts: Counter[str] = Counter()
         self._columns: tuple[str, ...] = ()
         self._removals: list[int] = []
         self._files = _Files(self._violations, self._unproven, self._removals)
 
     def run(self) -> Audit:
-        version_next = 0
-        for version in sorted(self._entries):
+        version_next = self._walk(max(self._entries, default=-1))
+        newest = max(self._checkpoints, default=-1)
+        if newest >= version_next:
+            self._pass_gap(version_next, newest + 1)
+        return self._audit(version_next=max(version_next, newest + 1))
+
+    def anchor(self, version: int) -> Anchor:
+        """Return what the entries up to `version`, and the anchor below them, prove."""
+        if version not in self._checkpoints:
+            raise TableRefused(f"version {version} has no checkpoint: it cannot be an anchor")
+        version_next = self._walk(version)
+        assert version_next == version + 1, (version_next, version)
+        self._files.finish()
+        found = {"": self._violations, **self._others}
+        return Anchor(
+            format=ANCHOR_FORMAT,
+            version=version,
+            version_first=self._version_first,
+            unknown_before=self._unknown_before,
+            chains=tuple(self._chains[text].anchored() for text in sorted(self._chains)),
+            seeks=tuple(self._kept_seeks),
+            violations={sink: f.sentences for sink, f in found.items() if f.sentences},
+            unproven=self._unproven.sentences,
+            commits={sink: dict(counts) for sink, counts in sorted(self._commits.items())},
+            removals=tuple(self._removals),
+            columns=self._columns,
+        )
+
+    def _walk(self, last: int) -> int:
+        """Take the entries up to `last`, from an anchor on if need be; return the version after."""
+        version_next = self._start_at_anchor(last)
+        for version in sorted(v for v in self._entries if version_next <= v <= last):
             if version != version_next:
                 self._pass_gap(version_next, version)
             entry = self._log.entries.read(version)
@@ -102,10 +178,38 @@ class _Walk:
             self._take(entry)
             self._compare_checkpoint(version)
             version_next = version + 1
-        newest = max(self._checkpoints, default=-1)
-        if newest >= version_next:
-            self._pass_gap(version_next, newest + 1)
-        return self._audit(version_next=max(version_next, newest + 1))
+        return version_next
+
+    def _start_at_anchor(self, last: int) -> int:
+        """Take over what an anchor keeps, if entries are gone; return the version after it."""
+        anchors = [v for v in anchor_versions(self._log.store) if v <= last]
+        version = chosen_anchor(anchors, min(self._entries, default=last + 1))
+        if version is None:
+            return 0
+        anchor = decode_anchor(version, self._log.store.get(anchor_path(version)).data)
+        self._version_first = anchor.version_first
+        self._unknown_before = anchor.unknown_before
+        self._removals += anchor.removals
+        self._columns = anchor.columns
+        for sink, sentences in anchor.violations.items():
+            for sentence in sentences:
+                (self._report(sink) if sink else self._violations.add)(sentence)
+        for sentence in anchor.unproven:
+            self._unproven.add(sentence)
+        self._commits = {sink: Counter(counts) for sink, counts in anchor.commits.items()}
+        for kept in anchor.chains:
+            app_id = AppId.parse(kept.app_id)
+            if app_id is not None:
+                self._chains[kept.app_id] = Chain.from_anchor(kept, app_id)
+        for seek in anchor.seeks:
+            self._take_seeks(seek.version, seek.receipt)
+        if version in self._checkpoints:
+            self._compare_checkpoint(version)
+            checkpoint = self._checkpoints[version]
+            for batch in checkpoint_batches(self._log.store, checkpoint, "add"):
+                for row in batch.to_pylist():
+                    self._files.start_with(version, row)
+        return version + 1
 
     def _audit(self, *, version_next: int) -> Audit:
         self._files.finish()
@@ -118,11 +222,19 @@ class _Walk:
             violations=self._violations.sentences,
             unproven=self._unproven.sentences,
             seeks=tuple(self._seeks),
-            commits=Commits(**self._counts, version_first=min(self._entries, default=version_next)),
+            commits=self._counted(),
             columns=self._columns,
             other_partitions=tuple(p for p in partitions if p.sink != self._sink),
             foreign_removals=tuple(self._removals),
         )
+
+    def _counted(self) -> Commits:
+        counts = Counter(self._commits.get(self._sink, {}))
+        for sink, others in self._commits.items():
+            if sink not in ("", self._sink):
+                counts["other_sinks"] += others.total()
+        counts["other_engines"] = self._commits.get("", Counter()).total()
+        return Commits(**counts, version_first=self._version_first)
 
     # --- what is missing ------------------------------------------------------------------------
 
@@ -176,11 +288,11 @@ class _Walk:
         if entry.metadata is not None:
             self._columns = _column_names(entry.metadata)
         receipt = receipt_of(entry)
+        who, what = ("", "other_engines") if receipt is None else (receipt.sink, receipt.kind)
+        self._commits.setdefault(who, Counter())[what] += 1
         if receipt is None:
-            self._counts["other_engines"] += 1
             self._files.take_foreign(entry)
         else:
-            self._counts[receipt.kind if receipt.sink == self._sink else "other_sinks"] += 1
             self._take_receipt(entry, receipt)
         explained = {part.app_id for part in receipt.partitions} if receipt is not None else set()
         for text, txn in (entry.txns or {}).items():
@@ -195,8 +307,7 @@ class _Walk:
         if before != entry.version:
             report(f"versions {before} and {entry.version} carry the same commit id: landed twice")
         self._files.take_own(entry, receipt, report)
-        retired = {p.tp: p.app_id for p in receipt.partitions if p.offset_next == RETIRED}
-        seen: set[str] = set()
+        seen: dict[str, PartitionReceipt] = {}
         for part in receipt.partitions:
             app_id = AppId.parse(part.app_id)
             is_taken = receipt.kind == "seek" and part.offset_next == RETIRED
@@ -209,12 +320,21 @@ class _Walk:
             elif part.app_id in seen:
                 report(f"version {entry.version}: the receipt has {part.tp} twice")
             else:
-                seen.add(part.app_id)
+                seen[part.app_id] = part
                 chain = self._chain(part.app_id, app_id)
                 txn = (entry.txns or {}).get(part.app_id)
                 chain.take(part, receipt.kind, entry.version, txn, report)
-                if receipt.kind == "seek" and self._sink in (receipt.sink, app_id.sink):
-                    self._take_seek(entry.version, receipt, part, retired.get(part.tp))
+        if receipt.kind == "seek":
+            valid = msgspec.structs.replace(receipt, partitions=tuple(seen.values()))
+            self._take_seeks(entry.version, valid)
+
+    def _take_seeks(self, version: int, receipt: Receipt) -> None:
+        self._kept_seeks.append(AnchoredSeek(version, receipt))
+        retired = {p.tp: p.app_id for p in receipt.partitions if p.offset_next == RETIRED}
+        for part in receipt.partitions:
+            app_id = AppId.parse(part.app_id)
+            if app_id is not None and self._sink in (receipt.sink, app_id.sink):
+                self._take_seek(version, receipt, part, retired.get(part.tp))
 
     def _take_seek(
         self, version: int, receipt: Receipt, part: PartitionReceipt, replaced: str | None
@@ -250,11 +370,9 @@ class _Walk:
 
     def _report(self, sink: str) -> Callable[[str], None]:
         """Return where violations go: those of other sinks are for their own audits."""
-        return self._violations.add if sink == self._sink else _ignore
-
-
-def _ignore(_: str) -> None:
-    return
+        if sink == self._sink:
+            return self._violations.add
+        return self._others.setdefault(sink, Findings()).add
 
 
 class _Schema(msgspec.Struct):
@@ -311,13 +429,32 @@ class _Files:
                     f"version {version}: its files hold {sum(known)} rows, its receipt says "
                     f"{wanted} ({names})"
                 )
+        elif receipt.kind == "compaction":
+            changes = [a.data_change for a in entry.adds] + [r.data_change for r in entry.removes]
+            if any(changes):
+                report(f"version {version} is a compaction and yet says that it changes data")
+            self._compare_compaction(entry, f"the compaction by {receipt.worker}")
         elif entry.adds:
             report(
                 f"version {version} is of kind {receipt.kind} and yet adds {len(entry.adds)} files"
             )
-        if entry.removes:
+        if entry.removes and receipt.kind != "compaction":
             report(f"version {version} is of kind {receipt.kind} and yet removes files")
         self._apply(entry, is_restore=False)
+
+    def start_with(self, version: int, row: Mapping[str, object]) -> None:
+        """Take a live file from the checkpoint at which the walk begins."""
+        vector = row["deletionVector"]
+        add = Add(
+            path=str(row["path"]),
+            partition_values={},
+            size=0,
+            modification_time=0,
+            data_change=False,
+            stats=row["stats"],  # type: ignore[arg-type]  # a column of text
+            deletion_vector=vector,  # type: ignore[arg-type]  # a column of structs
+        )
+        self._added[_name(add.path, add.deletion_vector)] = (version, _rows_of(add))
 
     def take_foreign(self, entry: Entry) -> None:
         """Check the files of an entry that another engine wrote."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from delta_sink.audit_anchor import AnchoredChain
 from delta_sink.audit_report import Cover, Offsets, PartitionAudit
 from delta_sink.delta.receipt import RETIRED, Kind, PartitionReceipt
 from delta_sink.model import AppId, Run, runs_count
@@ -133,6 +134,48 @@ class Chain:
             cover=cover,
             **counts,
         )
+
+    def anchored(self) -> AnchoredChain:
+        """Return what an anchor keeps of this chain: ranges that follow each other are one."""
+        merged: list[tuple[int, int, int, int]] = []
+        for first, after, rows, version in _columns(self._ranges, 4).tolist():
+            if merged and merged[-1][1] == first:
+                start, _, before, _ = merged.pop()
+                merged.append((start, after, before + rows, version))
+            else:
+                merged.append((first, after, rows, version))
+        runs = {
+            name: tuple((first, after) for first, after in _columns(numbers, 2).tolist())
+            for name, numbers in self._runs.items()
+        }
+        return AnchoredChain(
+            app_id=self._text,
+            txn=self.txn,
+            offset_first=self._offset_first,
+            offset_next=self._offset_next,
+            offset_last=self._offset_last,
+            is_known=self._is_known,
+            proven_from=self._proven_from,
+            records=self._records,
+            commits=self._commits,
+            ranges=tuple(merged),
+            **runs,
+        )
+
+    @classmethod
+    def from_anchor(cls, kept: AnchoredChain, app_id: AppId) -> Chain:
+        """Return the chain as it stood when it was anchored."""
+        chain = cls(kept.app_id, app_id, proven_from=kept.proven_from)
+        chain.txn = kept.txn
+        chain._offset_first, chain._offset_next = kept.offset_first, kept.offset_next
+        chain._offset_last, chain._is_known = kept.offset_last, kept.is_known
+        chain._records, chain._commits = kept.records, kept.commits
+        for numbers in kept.ranges:
+            chain._ranges.extend(numbers)
+        for name, runs in chain._runs.items():
+            for run in getattr(kept, name):
+                runs.extend(run)
+        return chain
 
     def _keep(self, part: PartitionReceipt, version: int) -> None:
         self._ranges.extend((part.offset_first, part.offset_next, part.rows, version))

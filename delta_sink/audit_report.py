@@ -140,6 +140,8 @@ class Commits:
     claim: int = 0
     seek: int = 0
     table: int = 0
+    compaction: int = 0
+    vacuum: int = 0
     other_sinks: int = 0
     other_engines: int = 0
     version_first: int = 0

@@ -138,7 +138,7 @@ def parse_entry(version: int, data: bytes, e_tag: str) -> Entry:
             continue
         try:
             line = _line_decoder.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TableRefused(
                 f"_delta_log/{version:020d}.json line {number}: expected a Delta action, "
                 f"got something else ({error})"

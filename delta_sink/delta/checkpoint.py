@@ -64,7 +64,7 @@ def _actions(
         return
     try:
         yield from _parquet_actions(FetchedFile(store, info))
-    except (pa.ArrowException, OSError, msgspec.ValidationError) as error:
+    except (pa.ArrowException, OSError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise TableRefused(f"{info.path} is no readable checkpoint ({error})") from error
 
 

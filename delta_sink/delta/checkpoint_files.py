@@ -120,7 +120,7 @@ def _structs(
                 rows = rows.filter(rows.is_valid())
                 if len(rows):
                     yield rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise TableRefused(f"{info.path} is no readable checkpoint ({error})") from error
 
 

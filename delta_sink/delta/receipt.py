@@ -53,8 +53,9 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     `commit_id` is fresh for each plan; dead letters carry it. A `claim` fixes where partitions
     start (`offset_first == offset_next`); in a `seek` `offset_first` is the offset before and
     `offset_next` the one after, which may be lower, or RETIRED for an app id that another one of
-    the same receipt replaces; a `table` commit makes the table or changes its properties and moves
-    no offset.
+    the same receipt replaces; a `table` commit makes the table or changes its properties, a
+    `compaction` replaces files by others with the same rows, a `vacuum` raises its fence or records
+    that it ran: these three move no offset.
     """
 
     format: int

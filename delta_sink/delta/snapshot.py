@@ -38,7 +38,7 @@ from delta_sink.delta.state import LogState
 from delta_sink.errors import ObjectMissing, TableRefused
 from delta_sink.ports import ObjectStore
 
-TAIL_BATCH_ROWS = 4_096
+TAIL_BATCH_ROWS = 1_024
 """So many actions of log entries are gathered before they become columns."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from deltalake import DeltaTable, QueryBuilder
 
 from delta_sink.adapters.logs import LogTelemetry
 from delta_sink.append import EncodedBatch, plan_append, store_files
-from delta_sink.claim import AppId
-from delta_sink.delta.actions import Add, CommitInfo, Remove, encode_entry
+from delta_sink.delta.actions import Add, CommitInfo, Remove, Txn, encode_entry
 from delta_sink.delta.commit import Log, commit, follow, open_log
 from delta_sink.delta.logstore import ConditionalPutLog, entry_path
 from delta_sink.delta.parquet import FileLayout, encode_files
@@ -22,7 +22,7 @@ from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, partition_receipt
 from delta_sink.delta.schema import METADATA_FIELDS, Field, TableSchema
 from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
 from delta_sink.errors import ObjectMissing
-from delta_sink.model import OffsetRange, TopicPartition
+from delta_sink.model import AppId, OffsetRange, TopicPartition
 from delta_sink.ports import ObjectInfo
 from tests.unit.delta_tables import multiset
 from tests.unit.scripted import CountingEntropy, ScriptedClock, ScriptedStore
@@ -114,8 +114,6 @@ class Maintained:
         commit_id = self.log.entropy.unique_id()
         part = partition_receipt(str(self.app_id(tp)), OffsetRange(tp, 0, 0, 0, 0))
         receipt = Receipt(RECEIPT_FORMAT, "claim", AUTHOR.sink, "w1", 1, commit_id, (part,))
-        from delta_sink.delta.actions import Txn
-
         info = commit_info(self.log, receipt, "CLAIM", {})
         self.commit(Plan.of(commit_id, [info, Txn(str(self.app_id(tp)), 0)], []))
         self.claimed.add(tp)
@@ -179,7 +177,12 @@ class Maintained:
         """Land an entry of another engine at the head."""
         self.state = follow(self.log, self.state)
         version = self.state.version + 1
-        self.store.store(entry_path(version), encode_entry(actions))
+        lines = [json.loads(line) for line in encode_entry(actions).splitlines()]
+        for line in lines:
+            if "remove" in line:
+                line["remove"].setdefault("dataChange", True)  # left out by us where it is true
+        body = "".join(json.dumps(line) + "\n" for line in lines)
+        self.store.store(entry_path(version), body.encode())
         self.state = follow(self.log, self.state)
         return version
 

@@ -1,0 +1,111 @@
+"""Data files written as a stream: rows come in pieces, and the file ends near a wanted size.
+
+What a file will weigh is only known once it is encoded. So rows that wait for their row group are
+weighed by how those before them were compressed, and a file is held to be large enough only by
+the bytes that it has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from delta_sink.delta.parquet import DataFile, FileLayout, file_path, open_writer
+from delta_sink.delta.statistics import file_statistics
+from delta_sink.delta.statistics_merge import merge_statistics
+
+GROUP_BYTES_MAX = 32 * 1024 * 1024
+"""A row group ends when the Arrow columns that wait for it are this large."""
+
+
+@dataclass(slots=True)
+class Weight:
+    """How many bytes of a file one byte of Arrow columns becomes, as seen so far."""
+
+    arrow_bytes: int = 0
+    file_bytes: int = 0
+
+    def take(self, *, arrow_bytes: int, file_bytes: int) -> None:
+        """Learn from a row group."""
+        self.arrow_bytes += arrow_bytes
+        self.file_bytes += file_bytes
+
+    def of(self, arrow_bytes: int) -> float:
+        """Return how large these columns will be in a file; 1 to 1 while nothing is known."""
+        if not self.arrow_bytes:
+            return arrow_bytes
+        return arrow_bytes * self.file_bytes / self.arrow_bytes
+
+
+@dataclass(slots=True)
+class FileStream:
+    """One data file of one table partition in the making. Memory: the file, and one row group.
+
+    `values` are those of the table partition, in the order of `layout.partition_by`.
+    """
+
+    layout: FileLayout
+    values: tuple[str | None, ...]
+    weight: Weight
+    rows: int = 0
+    _sink: pa.BufferOutputStream = field(default_factory=pa.BufferOutputStream)
+    _writer: pq.ParquetWriter | None = None
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _waiting_bytes: int = 0
+    _waiting_rows: int = 0
+    _stats: list[str] = field(default_factory=list)
+
+    def write(self, table: pa.Table, arrow_bytes: int) -> None:
+        """Take rows with the columns of `layout.file_fields`; they follow those before.
+
+        `arrow_bytes` is `table.nbytes`, which takes long to find out.
+        """
+        self._waiting.append(table)
+        self._waiting_bytes += arrow_bytes
+        self._waiting_rows += table.num_rows
+        self.rows += table.num_rows
+        is_large = self._waiting_bytes >= GROUP_BYTES_MAX
+        if is_large or self._waiting_rows >= self.layout.row_group_rows:
+            self.flush()
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the row groups that are encoded."""
+        return int(self._sink.tell())
+
+    @property
+    def estimated_bytes(self) -> float:
+        """About how large the file would be if it ended here."""
+        return self.written_bytes + self.weight.of(self._waiting_bytes)
+
+    def flush(self) -> None:
+        """Encode what waits as a row group."""
+        if not self._waiting_rows:
+            return
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        if self._writer is None:
+            self._writer = open_writer(self._sink, table, self.layout)
+        before = self.written_bytes
+        self._writer.write_table(table, row_group_size=self.layout.row_group_rows)
+        self.weight.take(arrow_bytes=self._waiting_bytes, file_bytes=self.written_bytes - before)
+        columns_max = self.layout.statistics_columns
+        self._stats.append(file_statistics(self.layout.file_fields, table, columns_max=columns_max))
+        self._waiting, self._waiting_bytes, self._waiting_rows = [], 0, 0
+
+    def finish(self, *, tag: int, unique_id: str) -> DataFile:
+        """Return the file, ready to be uploaded. Only when it has rows; the stream ends here."""
+        self.flush()
+        assert self._writer is not None, "a file without rows"
+        self._writer.close()
+        data = self._sink.getvalue()
+        found = pq.read_metadata(pa.BufferReader(data)).num_rows
+        assert found == self.rows, f"a file was written with {found} rows, wanted {self.rows}"
+        return DataFile(
+            path=file_path(self.layout, self.values, tag=tag, unique_id=unique_id),
+            data=memoryview(data).cast("B"),
+            partition_values=dict(zip(self.layout.partition_by, self.values, strict=True)),
+            rows=self.rows,
+            stats=merge_statistics(self.layout.file_fields, self._stats),
+        )
