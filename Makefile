@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-long services lint types bench format schemas clean
+.PHONY: help install demo test test-fast test-long sim sim-minimise services lint types bench format schemas clean
 
 help: ## Show this list
-	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Install delta-sink and everything its tests need into .venv
 
@@ -33,6 +33,16 @@ test-long: $(STAMP) ## Run every test, the long ones too
 	@$(BIN)/python -m tests.services install
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+SEEDS ?= 2000
+SEED0 ?= 0
+JOBS ?= 2
+
+sim: $(STAMP) ## Run SEEDS (2000) seeds of the simulation from SEED0 (0) on, in JOBS (2) processes
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) --jobs $(JOBS)
+
+sim-minimise: $(STAMP) ## Make a failing seed smaller: make sim-minimise SEED=17
+	@$(BIN)/python -m tests.simulation --minimise $(SEED)
+
 services: $(STAMP) ## Run Kafka, an S3 and a DynamoDB server until Ctrl-C; print how to reach them
 	@$(BIN)/python -m tests.services up
 
@@ -44,7 +54,7 @@ lint: $(STAMP) ## Check style and spelling
 types: $(STAMP) ## Check types (mypy strict)
 	$(BIN)/mypy
 
-bench: $(STAMP) ## Measure the commit path, as ratios within one run
+bench: $(STAMP) ## Measure the commit path and the drain of a backlog, as ratios within one run
 	$(BIN)/python -m benchmarks
 
 format: $(STAMP) ## Format the code

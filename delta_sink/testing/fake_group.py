@@ -319,7 +319,7 @@ class FakeConsumer:
         if least_ms >= IDLE_MS:
             doublings = min(max(0, self._empty_polls - IDLE_POLLS), 10)
             return max(least_ms, min(IDLE_STRETCHED_MS, least_ms << doublings))
-        return max(least_ms, min(POLL_STRETCHED_MS, least_ms << min(self._empty_polls - 1, 10)))
+        return max(least_ms, min(POLL_STRETCHED_MS, least_ms << min(2 * self._empty_polls - 2, 10)))
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read these partitions from these offsets on; those not owned are passed over."""
@@ -422,7 +422,10 @@ class FakeConsumer:
         return self._seen == self._now_seen()
 
     def _now_seen(self) -> tuple[int, bool, bool]:
-        return self._kafka.version, self._is_isolated, self._kafka.wire.is_down
+        # Asked several times a poll, and polls are most of what a run costs.
+        now_ms = self._world.now_us // 1000
+        kafka = self._kafka
+        return kafka.version, now_ms < self._isolated_until_ms, now_ms < kafka.wire.down_until_ms
 
     def _poll_once(self, records_max: int) -> Polled:
         if self._is_quiet():

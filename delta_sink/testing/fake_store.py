@@ -46,6 +46,8 @@ class FakeStore:
         on_created: called with path and bytes as each new object lands.
         on_overwritten: called with path, old and new bytes when an object is replaced.
         on_deleted: called with the path and the bytes that are gone.
+        on_refused: called with the path, the bytes that are there and those that were sent, when
+            put-if-absent finds an object.
     """
 
     def __init__(self, world: World) -> None:
@@ -54,6 +56,7 @@ class FakeStore:
         self.on_created: Callable[[str, bytes], None] | None = None
         self.on_overwritten: Callable[[str, bytes, bytes], None] | None = None
         self.on_deleted: Callable[[str, bytes], None] | None = None
+        self.on_refused: Callable[[str, bytes, bytes], None] | None = None
         self.world = world
         self._objects: dict[str, _Object] = {}
         self._paths: list[str] = []
@@ -73,6 +76,10 @@ class FakeStore:
     def peek(self, path: str) -> bytes:
         """Return an object's bytes. Raises ObjectMissing."""
         return self._found(path).data
+
+    def holds(self, path: str) -> bool:
+        """Whether an object of that name is there."""
+        return path in self._objects
 
     def paths(self, prefix: str = "") -> list[str]:
         """Return the paths below the folder `prefix`, in order."""
@@ -125,7 +132,10 @@ class FakeStore:
 
     def store_if_absent(self, path: str, data: bytes) -> Created | Exists:
         """Store an object now unless there is one of that name."""
-        if path in self._objects and not self.ignores_condition:
+        found = self._objects.get(path)
+        if found is not None and not self.ignores_condition:
+            if self.on_refused is not None:
+                self.on_refused(path, found.data, data)
             return Exists()
         if self.world.chance("store.conflict"):
             self.world.meet("store.conflict", path)

@@ -33,7 +33,7 @@ class Host:
         self.name = name
         self.incarnation = incarnation
         self.dead = False
-        self.paused_until_ms = 0
+        self.paused_until_us = 0
         self.tasks: list[Task] = []
         self.parked: list[Task] = []
         self.on_kill: list[Callable[[], None]] = []
@@ -49,7 +49,7 @@ class Host:
     @property
     def paused(self) -> bool:
         """Whether its tasks stand still now."""
-        return self.paused_until_ms > self.world.now_ms
+        return self.paused_until_us > self.world.now_us
 
     def kill(self) -> None:
         """End the host now. A request of its that is on the wire may still land.
@@ -70,7 +70,7 @@ class Host:
         Its clocks count on, and what it has sent is served meanwhile.
         """
         self.world.note("paused", f"{self} for {duration_ms} ms")
-        self.paused_until_ms = max(self.paused_until_ms, self.world.now_ms + duration_ms)
+        self.paused_until_us = max(self.paused_until_us, self.world.now_us + duration_ms * 1000)
         self.world.later(duration_ms, self._resume)
         for action in self.on_pause:
             action(duration_ms)

@@ -10,7 +10,7 @@ Faults, each named with the service in front (`store.lost_answer`):
 * `lost_request`: never arrives; the sender waits and then knows nothing.
 * `lost_answer`: served, then the answer is lost: a reset, a time-out.
 * `error_after`: served, then answered with an error, as a 5xx after apply.
-* `slow`: a write takes up to `slow_ms_max`. The sender may time out or die before it lands.
+* `slow`: a write takes between `slow_ms_min` and `slow_ms_max`. The sender may time out or die before it lands.
 * `read_failed`: a read gets no usable answer.
 * met without being switched on: `late` (a write landed when nobody waited for it any more),
   `cut` (the sender died before the whole request had left it), `outage`.
@@ -47,29 +47,34 @@ class Wire:
     Attributes:
         latency_ms: bounds of the time that one way takes.
         timeout_ms: how long a sender waits for an answer.
-        slow_ms_max: how long a slow write takes at most.
+        slow_ms_min, slow_ms_max: how long a slow write takes; short times are as likely as long
+            ones. It may be days: a proxy that keeps a request, a host that was suspended.
+        in_flight: how many writes are on their way now.
+        down_until_ms: when the last outage ends, in the world's time.
     """
 
     def __init__(self, world: World, service: str, error: Callable[[str], DeltaSinkError]) -> None:
         self.latency_ms = (1, 20)
         self.timeout_ms = 30_000
+        self.slow_ms_min = 1
         self.slow_ms_max = 600_000
+        self.in_flight = 0
         self._world = world
         self._service = service
         self._error = error
         self._random = world.random(f"wire/{service}")
-        self._down_until_ms = 0
+        self.down_until_ms = 0
         world.declare({f"{service}.{name}": text for name, text in FAULTS.items()})
 
     def outage(self, duration_ms: int) -> None:
         """Let every request from now on fail for `duration_ms`; none of them arrives."""
         self._world.note(f"{self._service} is down", f"for {duration_ms} ms")
-        self._down_until_ms = self._world.now_ms + duration_ms
+        self.down_until_ms = self._world.now_ms + duration_ms
 
     @property
     def is_down(self) -> bool:
         """Whether an outage lasts."""
-        return self._world.now_ms < self._down_until_ms
+        return self._world.now_ms < self.down_until_ms
 
     def read(self, label: str, detail: object, answer: Callable[[], T]) -> T:
         """Return what `answer()` finds at one moment between now and the return."""
@@ -91,6 +96,7 @@ class Wire:
             world.sleep_ms(self._latency(), f"{label} ends", detail)
             raise self._no_answer(label, detail)
         request = _Request(self, host, label, detail, effect)
+        self.in_flight += 1
         world.later(self._write_delay(detail), request.land)
         request.signal.wait(self.timeout_ms, f"{label} sent", detail)
         if not request.landed:
@@ -120,7 +126,8 @@ class Wire:
         if not self._world.chance(f"{self._service}.slow"):
             return self._latency()
         self._world.meet(f"{self._service}.slow", detail)
-        return int(self.slow_ms_max ** self._random.random())
+        span = self.slow_ms_max / self.slow_ms_min
+        return int(self.slow_ms_min * span ** self._random.random())
 
     def _no_answer(self, label: str, detail: object) -> DeltaSinkError:
         return self._error(f"{label} of {detail}: no usable answer")
@@ -168,6 +175,7 @@ class _Request(Generic[T]):
 
     def land(self) -> None:
         """Take effect, outside any task, and wake the sender if it still waits."""
+        self._wire.in_flight -= 1
         if not self._wire.arrives(self):
             return
         try:

@@ -141,7 +141,7 @@ class World:
         self.tasks: list[Task] = []
         self._current: Task | None = None
         self._scheduler = Random(seed)  # noqa: S311 - a schedule, not a secret
-        self._chance = self.random("faults")
+        self._chances: dict[str, Random] = {}
         self._runnable: list[Task] = []
         self._timers: list[tuple[int, int, Task | Callable[[], None], int]] = []
         self._sequence = 0
@@ -291,10 +291,9 @@ class World:
         if task is None:
             return
         self._arrive(task, label, detail)
-        stall = self._faults.get("world.stall")
-        if stall and self._chance.random() < stall:
+        if "world.stall" in self._faults and self.chance("world.stall"):
             self.meet("world.stall", task.title)
-            self._push(int(60_000 ** self._chance.random()), task, task._token)
+            self._push(int(60_000 ** self._chances["world.stall"].random()), task, task._token)
             task._blocked = True
         else:
             self._runnable.append(task)
@@ -386,9 +385,11 @@ class World:
     def _fire(self) -> None:
         """Take the first timer. Its time has come."""
         due_us, _, what, token = heapq.heappop(self._timers)
-        self.now_us = max(self.now_us, due_us)
+        if due_us > self.now_us:
+            self.now_us = due_us
         if isinstance(what, Task):
-            self._wake(what, token)
+            if what._token == token:
+                self._wake(what, token)
         else:
             self._foreground -= not token
             what()
@@ -414,25 +415,27 @@ class World:
         """
         if self._current is not None or getcurrent() is not self._hub:
             raise WorldError("run() was called from a task")
-        end_us = None if limit_ms is None else self.now_us + limit_ms * 1000
+        end_us = float("inf") if limit_ms is None else self.now_us + limit_ms * 1000
         steps_end = self.steps + steps_max
+        timers, by_step = self._timers, self._by_step
         while True:
             if until is not None and until():
                 return "until"
-            timers = self._timers
             if self._runnable:
-                if end_us is not None and self.now_us >= end_us:
+                if self.now_us >= end_us:
                     return "limit"
                 if timers and timers[0][0] <= self.now_us:
                     self._fire()
-                elif self._by_step and self._by_step[0][0] <= self.steps:
-                    heapq.heappop(self._by_step)[2]()
+                elif by_step and by_step[0][0] <= self.steps:
+                    heapq.heappop(by_step)[2]()
                 else:
                     self._step(steps_end)
             elif self._is_idle():
                 return "done"
-            elif end_us is not None and (not timers or timers[0][0] > end_us):
-                self.now_us = max(self.now_us, end_us)
+            elif timers and timers[0][0] <= end_us:
+                self._fire()
+            elif limit_ms is not None:
+                self.now_us = max(self.now_us, int(end_us))
                 return "limit"
             else:
                 self._fire()
@@ -443,7 +446,7 @@ class World:
         task = runnable[index]
         runnable[index] = runnable[-1]
         runnable.pop()
-        if task.host.paused:
+        if task.host.paused_until_us > self.now_us:
             task.host.parked.append(task)
             return
         if task.done:
@@ -491,6 +494,9 @@ class World:
             known = ", ".join(sorted(self._declared))
             raise WorldError(f"no fault is named {name}; known here: {known}")
         self._faults[name] = probability
+        if name not in self._chances:
+            # Each has a generator of its own: without one of them, the others draw as before.
+            self._chances[name] = self.random(f"fault/{name}")
 
     def heal(self) -> None:
         """Switch every fault off. What is on its way already still arrives."""
@@ -499,7 +505,7 @@ class World:
     def chance(self, name: str) -> bool:
         """Return whether the fault is to happen now. Call `meet` once it really did."""
         probability = self._faults.get(name, 0.0)
-        return probability > 0 and self._chance.random() < probability
+        return probability > 0 and self._chances[name].random() < probability
 
     def meet(self, name: str, detail: object = "") -> None:
         """Count that a fault really happened, and say so in the trace."""

@@ -19,6 +19,7 @@ from delta_sink.testing import (
     World,
     WorldError,
 )
+from tests.simulation.chaos import EVENTS
 
 
 @pytest.fixture
@@ -536,7 +537,12 @@ def examples():
 def test_the_examples_of_the_docs_run(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = "\n".join(examples()[: number + 1]) if number else examples()[0]
-    exec(compile(source, f"{PAGE}, example {number + 1}", "exec"), {"__name__": "example"})
+    events = dict(EVENTS)
+    try:
+        exec(compile(source, f"{PAGE}, example {number + 1}", "exec"), {"__name__": "example"})
+    finally:
+        EVENTS.clear()  # what an example adds must not change the seeds of other tests
+        EVENTS.update(events)
 
 
 def test_the_docs_name_every_fault_and_every_switch_point_that_a_test_would_use():

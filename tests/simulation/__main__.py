@@ -1,0 +1,98 @@
+"""Run seeds of the simulation: `python -m tests.simulation --seeds 2000 --jobs 2`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from tests.simulation.chaos import EVENTS, SWITCHED, Cuts
+from tests.simulation.minimise import BY_CUT, command, minimise
+from tests.simulation.run import (
+    Outcome,
+    failure_text,
+    last_line,
+    names,
+    prepare,
+    run,
+    run_many,
+    table,
+)
+
+MET_SEEDS = 2_000
+"""In so many seeds everything that can happen must have happened."""
+PROGRESS_S = 5
+FAILURES_MAX = 20
+"""After so many failures no more seeds are begun: something simple is wrong."""
+
+
+def main() -> int:
+    """Return 0 if every seed held and, over enough seeds, everything was met."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2_000, help="how many (2000)")
+    parser.add_argument("--seed0", type=int, default=0, help="the first one (0)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and tell of it")
+    parser.add_argument("--trace", action="store_true", help="with --replay: everything in order")
+    parser.add_argument("--minimise", type=int, metavar="SEED", help="make a failure smaller")
+    parser.add_argument("--bursts", type=int, default=Cuts.bursts, help="bursts of records a day")
+    parser.add_argument("--day-ms", type=int, default=Cuts.day_ms, help="length of a day")
+    parser.add_argument("--only", help="with --replay: only these faults and events")
+    options = parser.parse_args()
+    if options.minimise is not None:
+        return _minimise(options.minimise)
+    if options.replay is not None:
+        return _replay(options)
+    return _many(options.seed0, options.seeds, options.jobs)
+
+
+def _many(first: int, count: int, jobs: int) -> int:
+    began_s = told_s = time.monotonic()
+    total = Outcome()
+    for outcome in run_many(first, count, jobs):
+        total.add(outcome)
+        for seed, sentence in outcome.failures:
+            print(failure_text(seed, sentence), flush=True)
+        now_s = time.monotonic()
+        if now_s - told_s >= PROGRESS_S:
+            told_s = now_s
+            rate = total.seeds / (now_s - began_s)
+            left = f"{(count - total.seeds) / rate:.0f} s left"
+            print(f"{last_line(total, now_s - began_s)}, {rate:.1f} a second, {left}", flush=True)
+        if len(total.failures) >= FAILURES_MAX:
+            break
+    print(table(total))
+    missing = total.missing() if total.seeds >= MET_SEEDS else []
+    for name in missing:
+        print(f"NEVER MET in {total.seeds} seeds: {name}")
+    print(last_line(total, time.monotonic() - began_s))
+    return 1 if total.failures or missing else 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    prepare()
+    without: frozenset[str] = frozenset()
+    if options.only is not None:
+        without = frozenset((*EVENTS, *SWITCHED, *BY_CUT)) - names(options.only)
+    outcome, sim = run(options.replay, Cuts(without, options.bursts, options.day_ms))
+    if options.trace:
+        print("\n".join(sim.world.trace))
+    print(table(outcome))
+    for seed, sentence in outcome.failures:
+        print(f"\n{sentence}\n\n{failure_text(seed, sentence)}")
+    print(last_line(outcome, 0))
+    return 1 if outcome.failures else 0
+
+
+def _minimise(seed: int) -> int:
+    prepare()
+    cuts = minimise(seed, print)
+    if cuts is None:
+        print(f"seed {seed} holds: there is nothing to make smaller")
+        return 0
+    print(command(seed, cuts))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
