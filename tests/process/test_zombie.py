@@ -73,7 +73,7 @@ def wake_a_zombie(sink: Sink, producer: LedgerProducer, *, pause_s: float) -> Le
     ledger = producer.stop()
     wait_until(lambda: sink.committed_records() >= len(ledger), 60, "everything is committed")
     assert [zombie.stop(), successor.stop()] == [0, 0]
-    zombie_commits = _versions_of(sink, zombie.worker_id())
+    zombie_commits = versions_of(sink, zombie.worker_id())
     # Between the take-over and the moment at which it learned of it, nothing of it landed. What
     # it commits later, as a new member with partitions of its own, is no zombie's.
     assert not [v for v in zombie_commits if taken_over < v < noticed_at], zombie_commits
@@ -81,7 +81,7 @@ def wake_a_zombie(sink: Sink, producer: LedgerProducer, *, pause_s: float) -> Le
     return ledger
 
 
-def _versions_of(sink: Sink, worker: str | None) -> list[int]:
+def versions_of(sink: Sink, worker: str | None) -> list[int]:
     return [
         entry.version
         for entry in sink.entries()
@@ -90,7 +90,7 @@ def _versions_of(sink: Sink, worker: str | None) -> list[int]:
 
 
 def _first_version_of(sink: Sink, worker: str | None) -> int:
-    return _versions_of(sink, worker)[0]
+    return versions_of(sink, worker)[0]
 
 
 def _owns_all(sink: Sink, writer) -> bool:

@@ -54,6 +54,7 @@ class LakeSink(Sink):
         topic: str,
         *,
         way: str = "cooperative",
+        keys: Mapping[str, Any] | None = None,
         **overrides: Any,
     ) -> None:
         """Write the sink's file; nothing is started.
@@ -64,6 +65,7 @@ class LakeSink(Sink):
             minio: the store; a bucket is created.
             topic: what is read.
             way: one of `WAYS`.
+            keys: more of the group `kafka`.
             overrides: groups of the file, merged over what is said here.
         """
         self.name = f"on-{topic}"
@@ -74,7 +76,7 @@ class LakeSink(Sink):
         self._entries: dict[int, Entry] = {}
         source = {"topics": [topic], "topic_ids": "required", **overrides.pop("source", {})}
         table = {"uri": self.uri, "storage": minio.storage, **overrides.pop("table", {})}
-        keys = {**WAYS[way], **overrides.pop("kafka", {})}
+        keys = {**WAYS[way], **(keys or {})}
         config = write_config(
             folder,
             kafka.bootstrap_servers,

@@ -124,7 +124,7 @@ class Kafka:
         settings = {key.replace("_", "."): value for key, value in config.items()}
         topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
         _each(self.admin.create_topics([topic], operation_timeout=ANSWER_S))
-        self._await(lambda: self.partitions_of(name) == partitions, f"topic {name}")
+        self._await(lambda: self._serves(name, partitions), f"topic {name}")
 
     def delete_topic(self, name: str) -> None:
         """Return when no broker knows the topic."""
@@ -145,7 +145,7 @@ class Kafka:
     def add_partitions(self, name: str, total: int) -> None:
         """Return when the topic has `total` partitions."""
         _each(self.admin.create_partitions([NewPartitions(name, total)], request_timeout=ANSWER_S))
-        self._await(lambda: self.partitions_of(name) == total, f"{total} partitions of {name}")
+        self._await(lambda: self._serves(name, total), f"{total} partitions of {name}")
 
     def alter_topic(self, name: str, **config: str) -> None:
         """Return when the topic's configuration is so: `retention_ms` for `retention.ms`."""
@@ -222,6 +222,20 @@ class Kafka:
         futures = self.admin.list_offsets({place: spec}, request_timeout=ANSWER_S)
         offset: int = futures[place].result().offset
         return offset
+
+    def _serves(self, name: str, partitions: int) -> bool:
+        """Whether the topic is there and its leader answers for each partition.
+
+        A new topic shows in the metadata before its leader knows of it.
+        """
+        if self.partitions_of(name) != partitions:
+            return False
+        places = {TopicPartition(name, number): OffsetSpec.latest() for number in range(partitions)}
+        try:
+            _each(self.admin.list_offsets(places, request_timeout=ANSWER_S))
+        except KafkaException:
+            return False  # not its leader, or there is none yet
+        return True
 
     def _await(self, is_so: Any, what: str) -> None:
         deadline_s = time.monotonic() + ANSWER_S
