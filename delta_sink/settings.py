@@ -387,6 +387,14 @@ class CompactionSettings:
         default=None,
         description="Times, in UTC, at which a compaction is asked for, by default none.",
     )
+    threads_max: Count = Field(
+        default=4,
+        description="Bins that a compactor rewrites at once, as cores and memory allow (4).",
+    )
+    bytes_per_s_max: Annotated[int, Size(1)] | None = Field(
+        default=None,
+        description="Bytes a second that a compactor reads at most, by default without limit.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -401,6 +409,9 @@ class VacuumSettings:
     )
     cron: CronText | None = Field(
         default=None, description="Times, in UTC, at which a vacuum is asked for, by default none."
+    )
+    deletes_per_s_max: Count | None = Field(
+        default=None, description="Files deleted a second at most, by default without limit."
     )
 
 

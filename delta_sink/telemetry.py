@@ -69,6 +69,9 @@ TAGS: Final[Mapping[str, str]] = MappingProxyType(
         "stage": "a step of the pipeline: poll, decode, encode, upload, commit",
         "outcome": "committed, conflict (version taken, next one tried), fenced, unknown (no answer)",
         "verb": "put, put_if_absent, get, get_range, list, delete",
+        "command": "compact, vacuum, checkpoint, cleanup-log, pause, resume",
+        "state": "accepted, started, progress, succeeded, refused, failed",
+        "direction": "read, written",
         "status": "ok, exists, missing, unavailable, refused",
     }
 )
@@ -181,6 +184,34 @@ GROUP_COMMIT_FAILURES: Final = _metric(
     "delta_sink_group_commit_failures_total", "counter", "failures",
     "Kafka group offsets that could not be committed; only lag tools read them.",
 )
+CONTROL_COMMANDS: Final = _metric(
+    "delta_sink_control_commands_total", "counter", "outcomes",
+    "Outcomes of control commands that this worker has told.",
+    "command", "state",
+)
+CONTROL_REFUSED: Final = _metric(
+    "delta_sink_control_refused_total", "counter", "messages",
+    "Messages of the control topic that may not be obeyed.",
+    "reason",
+)
+MAINTENANCE_LAST_SUCCESS: Final = _metric(
+    "delta_sink_maintenance_last_success_timestamp_seconds", "gauge", "seconds",
+    "When this worker last carried out such a command, in seconds since 1970.",
+    "command",
+)
+COMPACTION_BYTES: Final = _metric(
+    "delta_sink_compaction_bytes_total", "counter", "bytes",
+    "Bytes of data files that compactions have read, and written instead.",
+    "direction",
+)
+VACUUM_DELETED_FILES: Final = _metric(
+    "delta_sink_vacuum_deleted_files_total", "counter", "files",
+    "Data files that nothing needed and that were deleted.",
+)
+VACUUM_DELETED_BYTES: Final = _metric(
+    "delta_sink_vacuum_deleted_bytes_total", "counter", "bytes",
+    "Bytes of data files that nothing needed and that were deleted.",
+)
 # fmt: on
 
 FIELDS: Final[Mapping[str, str]] = MappingProxyType(
@@ -201,6 +232,10 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "freshness_ms": "from the oldest record's Kafka timestamp to now, in milliseconds",
         "gone": "offsets that Kafka no longer has",
         "group": "the consumer group",
+        "command": "compact, vacuum, checkpoint, cleanup-log, pause or resume",
+        "id": "a command's id",
+        "result": "the figures of an outcome",
+        "state": "how far a command has come",
         "job": "decode, encode, put, settle, commit or patrol",
         "lease_token": "the token of the lease that it was done under",
         "logger": "the library's logger that the message came through",
@@ -313,6 +348,28 @@ SIGNAL_RECEIVED: Final = _event(
     "signal_received", "info", "The process was asked to stop.",
     "reason",
 )
+COMMAND_OUTCOME: Final = _event(
+    "command_outcome", "info", "A control command has come so far.",
+    "command", "id", "state", "reason", "result",
+)
+COMMAND_REFUSED: Final = _event(
+    "command_refused", "warning", "A message of the control topic may not be obeyed.",
+    "topic", "partition", "offset", "reason",
+)
+COMMAND_LEFT: Final = _event(
+    "command_left", "info", "A command is left to other workers before its end.",
+    "id", "reason",
+)
+COMMAND_SENT: Final = _event(
+    "command_sent", "info", "A worker asks for maintenance by its policies.",
+    "command", "id", "reason",
+)
+COMPACTION_DROPPED: Final = _event(
+    "compaction_dropped", "info", "Files were changed by others while they were compacted.",
+    "reason",
+)
+PAUSED: Final = _event("paused", "warning", "The worker stands still by command.", "role")
+RESUMED: Final = _event("resumed", "info", "The worker goes on by command.", "role")
 JOB_STARTED: Final = _event(
     "job_started", "debug", "A job beside the state thread begins.",
     "job",

@@ -36,6 +36,8 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "rules",
             "demo_records",
             "where",
+            "policy",
+            "inbox",
             "control",
             "control_message",
             "control_schema",
@@ -99,10 +101,19 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "connect",
             "seek",
             "control_client",
+            "errand",
+            "compacting",
+            "vacuuming",
+            "attendance",
+            "scheduler",
+            "maintenance",
         ),
     ),
     ("adapters", ("adapters", "testing")),
-    ("top", ("wiring", "cli", "cli_options", "cli_control", "demo")),
+    (
+        "top",
+        ("wiring", "cli", "cli_options", "cli_control", "cli_maintenance", "cli_worker", "demo"),
+    ),
 ]
 
 OUTSIDE_ONLY = {

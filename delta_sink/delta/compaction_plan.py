@@ -174,7 +174,7 @@ def _bins_of(
         rows = np.arange(first, after)
         is_last = after == len(sizes)
         if policy.order is None and (is_last or len(runs) == 1):
-            rows = _worthwhile(rows, sizes, live, policy)
+            rows = worthwhile(rows, sizes, live, policy)
         if len(rows):
             yield Bin(values, _inputs(part.take(pa.array(rows))), has_more=not is_last)
 
@@ -193,7 +193,7 @@ def _runs(sizes: npt.NDArray[np.int64], policy: CompactionPolicy) -> list[tuple[
     return runs
 
 
-def _worthwhile(
+def worthwhile(
     rows: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
     live: npt.NDArray[np.float64],
