@@ -302,10 +302,11 @@ def _control_topics_are_not_read(settings: Settings) -> Problems:
 
 def _vacuum(settings: Settings) -> Problems:
     vacuum = settings.vacuum
-    if vacuum.retention_hours < vacuum.retention_hours_min:
+    hours = vacuum.retention_hours
+    if hours is not None and hours < vacuum.retention_hours_min:
         yield (
             f"vacuum.retention_hours: expected {vacuum.retention_hours_min} or more, which is "
-            f"vacuum.retention_hours_min, got {vacuum.retention_hours}"
+            f"vacuum.retention_hours_min, got {hours}"
         )
 
 

@@ -220,7 +220,7 @@ def _checkpoints(upkeep: Upkeep, watched: Watched, now_ms: int) -> Iterator[Want
         return
     watched.checkpoint_version, watched.checkpoint_ms = watched.version, now_ms
     reason = f"{commits} commits since the last one, {age_ms // 1000} s"
-    yield Wanted("checkpoint", Checkpoint(), reason, now_ms)
+    yield Wanted(f"checkpoint.{watched.version}", Checkpoint(), reason, now_ms)
 
 
 def _cleanups(watched: Watched, now_ms: int) -> Iterator[Wanted]:

@@ -346,6 +346,10 @@ class LocksSettings:
     endpoint_url: Address | None = Field(
         default=None, description="Address of a DynamoDB service that is not AWS."
     )
+    lease_ms: Annotated[int, Whole(1_000, 600_000)] = Field(
+        default=30_000,
+        description="Time in milliseconds after which a silent worker's lease is over (30000).",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -401,8 +405,10 @@ class CompactionSettings:
 class VacuumSettings:
     """When files that nothing references are deleted."""
 
-    retention_hours: Annotated[int, Whole(0, 24 * 3650)] = Field(
-        default=168, description="Age in hours at which an unreferenced file may be deleted (168)."
+    retention_hours: Annotated[int, Whole(0, 24 * 3650)] | None = Field(
+        default=None,
+        description="Age in hours at which an unreferenced file may be deleted; by default what "
+        "the table says (delta.deletedFileRetentionDuration), else 168.",
     )
     retention_hours_min: Annotated[int, Whole(0, 24 * 3650)] = Field(
         default=168, description="Lowest retention in hours that any command may ask for (168)."

@@ -7,7 +7,7 @@ from typing import Final
 
 from delta_sink.audit import write_anchor
 from delta_sink.control import CleanupLog, Vacuum
-from delta_sink.delta.checkpoint_write import FILE_RETENTION_PROPERTY, file_retention_ms
+from delta_sink.delta.checkpoint_write import file_retention_ms
 from delta_sink.delta.cleanup import CleanedUp, CleanupPlan, clean_log, plan_cleanup
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.table import Author
@@ -50,10 +50,9 @@ def vacuum(errand: Errand) -> Steps[Ended]:
 
 
 def retention_of(upkeep: Upkeep, args: Vacuum) -> Retention:
-    """Return how long what nothing needs is kept: as the command says, else the file, or the table.
+    """Return how long what nothing needs is kept: as the command says, else the file, else the table.
 
-    The table's own `delta.deletedFileRetentionDuration` goes before the file where the command is
-    silent. The floor is this worker's own.
+    Without either it is a week, as Delta has it. The floor is this worker's own.
 
     Raises:
         TableRefused: there is no table, or less is asked for than this worker allows.
@@ -63,11 +62,8 @@ def retention_of(upkeep: Upkeep, args: Vacuum) -> Retention:
     if state is None:
         raise TableRefused("there is no table to vacuum: its log is empty")
     table_ms = file_retention_ms(state.metadata)
-    wanted_ms = configured.retention_hours * HOUR_MS
-    if FILE_RETENTION_PROPERTY in state.metadata.configuration:
-        wanted_ms = table_ms
-    if args.retention_hours is not None:
-        wanted_ms = args.retention_hours * HOUR_MS
+    hours = configured.retention_hours if args.retention_hours is None else args.retention_hours
+    wanted_ms = table_ms if hours is None else hours * HOUR_MS
     return Retention(wanted_ms, configured.retention_hours_min * HOUR_MS, table_ms)
 
 

@@ -303,7 +303,7 @@ def make_maintainer(
     upkeep = Upkeep(
         settings=settings,
         log=log,
-        lessee=Lessee(leases, log.clock, log.entropy, worker),
+        lessee=Lessee(leases, log.clock, log.entropy, worker, settings.locks.lease_ms),
         table_uri=parts.table_uri,
         worker=worker,
         memory_bytes_max=memory_bytes_max(settings),
