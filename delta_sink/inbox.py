@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from delta_sink.control import Command
+from delta_sink.control import Command, Pause, Resume
 from delta_sink.model import TopicPartition
 
 
@@ -22,6 +22,10 @@ class Received:
     offset: int
     command: Command
     is_done: bool = False
+
+
+def _is_ordered(received: Received) -> bool:
+    return isinstance(received.command.args, Pause | Resume)
 
 
 @dataclass(slots=True)
@@ -106,8 +110,20 @@ class Inbox:
             lane.offset_next = max(lane.offset_next, offset_next)
 
     def take(self) -> Received | None:
-        """Return the next command that waits, or None."""
-        return self._waiting.popleft() if self._waiting else None
+        """Return the next command that may be begun, or None.
+
+        A pause and its resume are begun in the order of their partition, one after the other.
+        """
+        for received in self._waiting:
+            if not _is_ordered(received) or self._is_first(received):
+                self._waiting.remove(received)
+                return received
+        return None
+
+    def _is_first(self, received: Received) -> bool:
+        lane = self._lanes[received.tp]
+        ordered = (each for each in lane.open if _is_ordered(each) and not each.is_done)
+        return next(ordered, None) is received
 
     def to_commit(self) -> dict[TopicPartition, int]:
         """Return the offsets that the group is to be told, each once."""

@@ -14,7 +14,8 @@ planned from the table. A worker that is asked to stop finishes the steps under 
 leases back and leaves what is open to the others.
 
 Both roles read the same topic, each as a group of its own. `pause` and `resume` are for whoever is
-there: the note of what was begun lets one of them answer.
+there: the note of what was begun lets one of them answer. They are begun one after the other, in
+the order of their partition, so that a late pause never undoes a resume.
 """
 
 from __future__ import annotations
@@ -373,11 +374,11 @@ class Maintainer:
         last = ""
         for attempt in range(RETRIES_MAX):
             try:
-                yield from errand.go_on()
                 if errand.command.command in SHARED:
                     ended = yield from _pause_or_resume(errand)
                     self._attendance.refresh()
                 else:
+                    yield from errand.go_on()
                     ended = yield from WORK[errand.command.command](errand)
                 return ended
             except (RetriableError, CommitConflict) as error:
