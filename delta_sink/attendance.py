@@ -37,6 +37,11 @@ class Attendance:
         self._trouble = Trouble()
         self.is_paused = False
 
+    @property
+    def worker(self) -> str:
+        """The worker's id."""
+        return self._presence.worker
+
     def advance(self, jobs: Jobs, now_ms: int, *, oldest_uncommitted_ms: int | None = None) -> None:
         """Take what the last look has found; look again when it is time."""
         if self._job is not None and self._job.is_done():

@@ -9,7 +9,6 @@ unfinished parts; whoever gets the command again finds those that are done answe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +16,6 @@ from typing import Final
 
 from delta_sink.control import Checkpoint, Command, Compact, Outcome, Part, encode_command
 from delta_sink.control_client import ControlClient, newer_outcomes, recent_offsets
-from delta_sink.delta.actions import Metadata
 from delta_sink.delta.checkpoint_write import write_checkpoint
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.compaction import (
@@ -27,7 +25,7 @@ from delta_sink.delta.compaction import (
     compaction_layout,
     rewrite_bin,
 )
-from delta_sink.delta.compaction_plan import Bin, CompactionPolicy, plan_bins
+from delta_sink.delta.compaction_plan import Bin, CompactionPolicy, plan_bins, target_file_bytes
 from delta_sink.delta.file_stream import Weight
 from delta_sink.delta.hive import partition_path
 from delta_sink.delta.ordering import Order, check_order
@@ -38,7 +36,6 @@ from delta_sink.errand import Ended, Errand, Rest, Steps, Task, Turn, Upkeep, do
 from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
 from delta_sink.lease import Held, lease_key, slot_key, slot_of
 from delta_sink.model import OutgoingRecord, TopicPartition
-from delta_sink.settings import CompactionSettings
 from delta_sink.where import WhereWrong, bind, parse_where
 
 MIB: Final = 1024 * 1024
@@ -49,9 +46,6 @@ DIVIDE_BYTES: Final = 2 * 1024 * MIB
 ROUNDS_MAX: Final = 3
 """How often what was dropped, because others changed the files, is planned anew."""
 
-TARGET_PROPERTY: Final = "delta.targetFileSize"
-_DELTA_SIZE: Final = re.compile(r"(\d{1,15}) ?([kmgt]?)b?")
-_DELTA_UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 FOLLOW_MS: Final = 1_000
 PROGRESS_COMMITS: Final = 10
 EXPIRY_GRACE_MS: Final = 600_000
@@ -201,17 +195,10 @@ def policy_of(upkeep: Upkeep, args: Compact, state: LogState) -> CompactionPolic
     elif args.zorder_by:
         order = Order("zorder", args.zorder_by)
     configured = upkeep.settings.compaction
-    target = args.target_file_bytes or target_file_bytes(configured, state.metadata)
-    return CompactionPolicy(target, quiet_ms=configured.quiet_ms, order=order)
-
-
-def target_file_bytes(configured: CompactionSettings, metadata: Metadata) -> int:
-    """Return how large files should be: the table's own property goes before the file."""
-    match = _DELTA_SIZE.fullmatch(
-        (metadata.configuration.get(TARGET_PROPERTY) or "").strip().lower()
+    target = args.target_file_bytes or target_file_bytes(
+        state.metadata, configured.target_file_bytes
     )
-    found = 0 if match is None else int(match[1]) << _DELTA_UNITS[match[2]]
-    return found or configured.target_file_bytes
+    return CompactionPolicy(target, quiet_ms=configured.quiet_ms, order=order)
 
 
 def _layout_like(upkeep: Upkeep, state: LogState) -> FileLayout | None:

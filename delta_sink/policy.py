@@ -91,6 +91,15 @@ class SmallFiles:
         self._files.setdefault(values, {})[key] = small
         self._places[key] = values
 
+    def forget(self, values: Values) -> None:
+        """Let go of the small files of a table partition: they were asked for."""
+        for key in self._files.pop(values, {}):
+            del self._places[key]
+
+    def crowded(self, files_max: int) -> list[Values]:
+        """Return the table partitions with more small files than that."""
+        return [values for values, files in self._files.items() if len(files) > files_max]
+
     def due(self, configured: CompactionSettings, now_ms: int) -> list[Debt]:
         """Return the table partitions that ask for a compaction, the most files first."""
         found = []

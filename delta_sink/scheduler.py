@@ -8,22 +8,20 @@ asked for and in which minute, so that two schedulers, where the lock is broken,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from delta_sink.asking import Wanted, command_for, compactions_for
 from delta_sink.compacting import policy_of
-from delta_sink.control import Arguments, Checkpoint, CleanupLog, Command, Compact, Vacuum
+from delta_sink.control import Checkpoint, CleanupLog, Compact, Vacuum
 from delta_sink.control_client import ControlClient, send_command
-from delta_sink.delta.schema import TableSchema
 from delta_sink.delta.snapshot import read_snapshot
 from delta_sink.delta.state import LogState
 from delta_sink.errand import Errand, Interrupted, Rest, Steps, Upkeep, do
 from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
 from delta_sink.lease import lease_key
 from delta_sink.policy import MINUTE_MS, Debt, SmallFiles, Values, cron_due
-from delta_sink.where import where_of
 
 PERIOD_MS: Final = 10_000
 REOPEN_MS: Final = 600_000
@@ -34,24 +32,10 @@ REPEAT_IDLE_MS: Final = 600_000
 """A request of which nothing came is made again so late."""
 
 CLEANUP_MS: Final = 3_600_000
-LIFE_MS: Final = 3_600_000
-PARTITIONS_MAX: Final = 16
-"""With more table partitions due, one command is sent for the whole table."""
-
 CRON_BACK_MS: Final = 5 * MINUTE_MS
 """A new scheduler looks back so far for times that its predecessor may have missed."""
 
 INTERVAL_PROPERTY: Final = "delta.checkpointInterval"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A command that policy asks for. `name` makes its id, together with the minute."""
-
-    name: str
-    args: Arguments
-    reason: str
-    at_ms: int
 
 
 @dataclass(slots=True)
@@ -103,17 +87,10 @@ def _ask_for_ever(errand: Errand, client: ControlClient) -> Steps[None]:
 
 
 def _send(errand: Errand, client: ControlClient, wanted: Wanted) -> Steps[None]:
-    now_ms = errand.upkeep.log.clock.wall_ms()
-    command = Command(
-        f"auto.{wanted.name}.{wanted.at_ms // MINUTE_MS}",
-        errand.upkeep.table_uri,
-        wanted.args,
-        issued_at_ms=now_ms,
-        expires_at_ms=now_ms + LIFE_MS,
-        issuer="scheduler",
-    )
+    upkeep = errand.upkeep
+    command = command_for(wanted, upkeep.table_uri, "scheduler", now_ms=upkeep.log.clock.wall_ms())
     yield from do("ask", lambda: send_command(client, command))
-    errand.upkeep.log.telemetry.event(
+    upkeep.log.telemetry.event(
         "command_sent", command=command.command, id=command.id, reason=wanted.reason
     )
 
@@ -189,25 +166,12 @@ def _compactions(upkeep: Upkeep, watched: Watched, now_ms: int) -> Iterator[Want
             continue
         watched.asked[debt.values] = (debt, now_ms)
         due.append(debt)
-    if len(due) > PARTITIONS_MAX:
-        reason = f"{len(due)} table partitions, the first with {due[0].reason}"
-        yield Wanted("compact", Compact(), reason, now_ms)
-        return
-    schema = TableSchema.from_json(watched.state.metadata.schema_string)
-    for debt in due:
-        where = where_of(watched.small.partition_by, debt.values, schema)
-        yield Wanted(_name("compact", where), Compact(where=where), debt.reason, now_ms)
+    yield from compactions_for(due, watched.state.metadata, now_ms)
 
 
 def _may_ask_again(debt: Debt, before: Debt, asked_ms: int, now_ms: int) -> bool:
     is_same = (debt.files, debt.newest_ms) == (before.files, before.newest_ms)
     return now_ms - asked_ms >= (REPEAT_IDLE_MS if is_same else REPEAT_MS)
-
-
-def _name(command: str, where: str | None) -> str:
-    if where is None:
-        return command
-    return f"{command}.{hashlib.sha256(where.encode()).hexdigest()[:12]}"
 
 
 def _checkpoints(upkeep: Upkeep, watched: Watched, now_ms: int) -> Iterator[Wanted]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
@@ -19,6 +19,7 @@ from delta_sink.adapters.sqlite import SqliteLeases
 from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
 from delta_sink.adapters.traced import TracedJobs
 from delta_sink.append import DeadLetterTarget
+from delta_sink.asking import Asking
 from delta_sink.attendance import Attendance
 from delta_sink.audit import audit_log
 from delta_sink.audit_report import Audit
@@ -38,7 +39,7 @@ from delta_sink.maintenance import Maintainer, MaintenanceRole
 from delta_sink.memory import MIB, MemoryBudget
 from delta_sink.model import TopicPartition
 from delta_sink.ports import LeaseStore
-from delta_sink.presence import Presence
+from delta_sink.presence import Presence, WorkerRole
 from delta_sink.rules import memory_problems
 from delta_sink.scheduler import schedule
 from delta_sink.settings import Settings
@@ -274,6 +275,11 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         telemetry=parts.telemetry,
     )
     jobs = ThreadJobs(JOB_THREADS)
+    asking = None
+    if settings.control is not None:
+        client = make_control_client(parts)
+        asking = Asking(settings, client, parts.table_uri, parts.telemetry)
+        parts = replace(parts, log=replace(parts.log, heard=asking.hear))
     log = parts.log
     traced = TracedJobs(jobs, log.clock, log.telemetry) if settings.logs.level == "debug" else jobs
     writer = Writer(
@@ -283,8 +289,22 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         budget=budget,
         dead_letters=dead_letters,
         until_end=until_end,
+        attendance=_attendance(parts, "writer", log.entropy.unique_id()[:12]),
+        asking=asking,
     )
     return writer, jobs
+
+
+def _attendance(parts: Parts, role: WorkerRole, worker: str) -> Attendance:
+    log = parts.log
+    presence = Presence(worker, role, os.uname().nodename, log.clock.wall_ms(), parts.table_uri)
+    return Attendance(
+        make_leases(parts.settings),
+        log.clock,
+        log.telemetry,
+        presence,
+        "writer" if role == "writer" else "maintenance",
+    )
 
 
 def make_maintainer(
@@ -311,7 +331,6 @@ def make_maintainer(
         client=None if once else make_control_client(parts),
     )
     group = settings.compactor_group if role == "compactor" else settings.vacuum_group
-    presence = Presence(worker, role, os.uname().nodename, log.clock.wall_ms(), parts.table_uri)
     maintainer = Maintainer(
         role,
         upkeep,
@@ -319,7 +338,7 @@ def make_maintainer(
         consumer=None if once else _control_consumer(parts, group),
         broker=make_broker(parts),
         group=group,
-        attendance=Attendance(leases, log.clock, log.telemetry, presence, "maintenance"),
+        attendance=_attendance(parts, role, worker),
         dead_letters=None if once else _dead_letters(parts),
         schedule=schedule if role == "compactor" and not once else None,
     )

@@ -34,6 +34,8 @@ from dataclasses import dataclass, field
 
 from delta_sink import __version__
 from delta_sink.append import DeadLetterTarget, EncodedBatch, plan_append
+from delta_sink.asking import Asking
+from delta_sink.attendance import Attendance
 from delta_sink.buffer import Piece
 from delta_sink.claim import Settled, Source, settle
 from delta_sink.delta.commit import commit, follow
@@ -107,7 +109,11 @@ class Writer:
         budget: MemoryBudget,
         dead_letters: DeadLetterTarget | None = None,
         until_end: bool = False,
+        attendance: Attendance | None = None,
+        asking: Asking | None = None,
     ) -> None:
+        self._attendance = attendance
+        self._asking = asking
         self._source = source
         self._settings = source.settings
         self._consumer = consumer
@@ -117,7 +123,9 @@ class Writer:
         self._clock = source.log.clock
         self._telemetry = source.log.telemetry
         self._pipeline = Pipeline(source.settings, source.log, jobs, budget, dead_letters)
-        self._worker_id = source.log.entropy.unique_id()[:12]
+        self._worker_id = (
+            attendance.worker if attendance is not None else source.log.entropy.unique_id()[:12]
+        )
         self._generation = 0
         self._parts: dict[TopicPartition, Part] = {}
         self._state: LogState | None = None
@@ -158,6 +166,8 @@ class Writer:
                 self.step()
         finally:
             self._consumer.close()
+            if self._attendance is not None:
+                self._attendance.leave()
         halted = [part.halted for _, part in sorted(self._parts.items()) if part.halted]
         if self._failure is not None:
             raise self._failure
@@ -181,6 +191,7 @@ class Writer:
 
     def step(self) -> None:
         """Poll once and do all that can be done now."""
+        self._attend()
         self._hold_or_go_on()
         polled = self._consumer.poll(*self._poll_arguments())
         for event in polled.events:
@@ -212,8 +223,29 @@ class Writer:
             wait_ms = min(wait_ms, self._retry_at_ms() - now_ms)
         return records_max, wait_ms
 
+    def _attend(self) -> None:
+        """Say that this worker is there, hear whether it is paused, ask for compactions."""
+        now_ms = self._clock.elapsed_ms()
+        if self._attendance is not None:
+            oldest_ms = self._pipeline.oldest_produced_ms
+            self._attendance.advance(self._jobs, now_ms, oldest_uncommitted_ms=oldest_ms)
+        if self._asking is not None and self._state is not None:
+            self._asking.advance(self._jobs, self._state, now_ms, self._clock.wall_ms())
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._attendance is not None and self._attendance.is_paused
+
     def _hold_or_go_on(self) -> None:
-        """Stop reading where even one record a poll has become too much: the store is away."""
+        """Stop reading where even one record a poll has become too much: the store is away.
+
+        The same while the table's writers are paused; what was read until then is committed.
+        """
+        if self._is_paused:
+            if not self._is_held:
+                self._is_held = True
+                self._consumer.stop(list(self._parts))
+            return
         if self._is_held and not self._stop_asked and self._pipeline.has_room:
             self._is_held = False
             live = {tp: part.reads_at for tp, part in self._parts.items() if part.is_live}
@@ -491,7 +523,7 @@ class Writer:
 
     def _must_flush(self) -> bool:
         """Whether waiting for more makes no sense: stopping, or everything up to the end is read."""
-        if self._stop_asked:
+        if self._stop_asked or self._is_paused:
             return True
         if self._ends is None:
             return False

@@ -102,6 +102,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "seek",
             "control_client",
             "errand",
+            "asking",
             "compacting",
             "vacuuming",
             "attendance",

@@ -239,3 +239,37 @@ def test_a_killed_compactor_costs_a_lease(sink, broker):
     assert files_of(sink) == 1
     assert sink.compare(producer.ledger) == exact(producer.ledger)
     assert sink.audit()["ok"]
+
+
+def test_writers_and_maintenance_stand_still_by_command(sink, broker):
+    producer = LedgerProducer(broker.bootstrap_servers, PARTITIONS, 200)
+    writer, compactor = sink.start(), sink.start(role="compactor")
+    producer.start()
+    wait_until(lambda: kinds_of(sink)["append"] >= 5, 60, "it writes")
+    assert control(sink, "pause", "--role", "writer")["result"]["paused"] is True
+    wait_until(lambda: bool(writer.events("paused")), 30, "the writer stands still")
+    wait_until(
+        lambda: not writer.steps_out() or writer.steps_out() == ["poll"], 10, "nothing is out"
+    )
+    before = kinds_of(sink)["append"]
+    wait_until(lambda: len(producer.ledger) > sink.committed_records() + 300, 30, "records wait")
+    assert kinds_of(sink)["append"] <= before + 1
+    assert control(sink, "resume", "--role", "writer")["result"]["paused"] is False
+    ledger = producer.stop()
+    wait_until(lambda: sink.committed_records() >= len(ledger), 60, "everything is committed")
+    assert [writer.stop(), compactor.stop()] == [0, 0]
+    assert sink.compare(ledger) == exact(ledger)
+
+
+def test_a_writer_asks_for_the_small_files_that_it_sees(sink, broker):
+    producer = LedgerProducer(broker.bootstrap_servers, PARTITIONS, 300)
+    writer = sink.start("--set", "compaction.small_files_max=20")
+    producer.start()
+    wait_until(lambda: bool(writer.events("command_sent")), 60, "it asks")
+    # Nobody was there to hear it; whoever comes finds the command in the topic.
+    compactor = sink.start(role="compactor")
+    wait_until(lambda: kinds_of(sink)["compaction"] >= 1, 60, "it is compacted")
+    ledger = producer.stop()
+    wait_until(lambda: sink.committed_records() >= len(ledger), 60, "everything is committed")
+    assert [writer.stop(), compactor.stop()] == [0, 0]
+    assert sink.compare(ledger) == exact(ledger)
