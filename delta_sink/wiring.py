@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from delta_sink.lease import Lessee
 from delta_sink.maintenance import Maintainer, MaintenanceRole
 from delta_sink.memory import MIB, MemoryBudget
 from delta_sink.model import TopicPartition
-from delta_sink.ports import LeaseStore
+from delta_sink.ports import Consumer, LeaseStore
 from delta_sink.presence import Presence
 from delta_sink.rules import memory_problems
 from delta_sink.scheduler import schedule
@@ -275,7 +275,7 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
     )
     jobs = ThreadJobs(JOB_THREADS)
     log = parts.log
-    traced = TracedJobs(jobs, log.clock, log.telemetry) if settings.logs.level == "debug" else jobs
+    traced = TracedJobs(jobs, log.clock, log.telemetry, says_so=settings.logs.level == "debug")
     writer = Writer(
         make_source(parts),
         consumer,
@@ -288,11 +288,16 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
 
 
 def make_maintainer(
-    parts: Parts, role: MaintenanceRole, *, once: bool
+    parts: Parts,
+    role: MaintenanceRole,
+    *,
+    once: bool,
+    watch: Callable[[Consumer, str], Consumer],
 ) -> tuple[Maintainer, ThreadJobs]:
     """Return a maintenance worker, ready to run, and the threads of its jobs.
 
-    With `once` it needs no Kafka: `run_once` carries out what it is given.
+    With `once` it needs no Kafka: `run_once` carries out what it is given. `watch` gets the
+    consumer and the worker's id, and returns the consumer to use.
 
     Raises:
         ConfigError: it is to follow the control topic, and the group `control` is missing.
@@ -316,7 +321,7 @@ def make_maintainer(
         role,
         upkeep,
         jobs := ThreadJobs(JOB_THREADS),
-        consumer=None if once else _control_consumer(parts, group),
+        consumer=None if once else watch(_control_consumer(parts, group), worker),
         broker=make_broker(parts),
         group=group,
         attendance=Attendance(leases, log.clock, log.telemetry, presence, "maintenance"),

@@ -49,7 +49,7 @@ from delta_sink.errors import (
     SourceRefused,
 )
 from delta_sink.memory import MemoryBudget, PollPace
-from delta_sink.model import AppId, Records, TopicPartition, runs_count
+from delta_sink.model import AppId, Records, TopicPartition
 from delta_sink.part import Part
 from delta_sink.pipeline import BadRecords, Pipeline, Sealed
 from delta_sink.ports import (
@@ -62,6 +62,8 @@ from delta_sink.ports import (
     Revoked,
     Waiting,
 )
+from delta_sink.report import Reporter
+from delta_sink.status import State, WorkerStatus
 from delta_sink.trouble import Trouble
 from delta_sink.view import TableView, view_of
 
@@ -118,6 +120,9 @@ class Writer:
         self._telemetry = source.log.telemetry
         self._pipeline = Pipeline(source.settings, source.log, jobs, budget, dead_letters)
         self._worker_id = source.log.entropy.unique_id()[:12]
+        self._reporter = Reporter(
+            source.log, worker=self._worker_id, table=source.settings.table.uri
+        )
         self._generation = 0
         self._parts: dict[TopicPartition, Part] = {}
         self._state: LogState | None = None
@@ -182,16 +187,35 @@ class Writer:
     def step(self) -> None:
         """Poll once and do all that can be done now."""
         self._hold_or_go_on()
-        polled = self._consumer.poll(*self._poll_arguments())
+        arguments = self._poll_arguments()
+        begun_ms = self._clock.elapsed_ms()
+        polled = self._consumer.poll(*arguments)
+        now_ms = self._clock.elapsed_ms()
+        self._reporter.polled(polled.records, now_ms - begun_ms)
         for event in polled.events:
             self._on_event(event)
-        now_ms = self._clock.elapsed_ms()
         self._pace.note(polled.records)
         for records in polled.records:
             self._admit(records, now_ms)
         self._take_lane()
         self._stop_if_asked()
         self._advance()
+        self._reporter.renew(
+            self._standing(),
+            self._parts,
+            held_bytes=self._pipeline.held_bytes,
+            table_version=None if self._state is None else self._state.version,
+        )
+
+    @property
+    def status(self) -> WorkerStatus:
+        """How the worker stands, at most a second or one step old. Any thread may ask."""
+        return self._reporter.status
+
+    def _standing(self) -> State:
+        if self._stop_asked:
+            return "stopping"
+        return "working" if self._parts else "standing_by"
 
     def _poll_arguments(self) -> tuple[int, int]:
         """Return how many records to take and how long to wait for them."""
@@ -256,7 +280,6 @@ class Writer:
         self, name: str, partitions: Iterable[TopicPartition], **fields: object
     ) -> None:
         self._telemetry.count("delta_sink_rebalances_total")
-        self._telemetry.gauge("delta_sink_assigned_partitions", len(self._parts))
         named = [str(tp) for tp in sorted(partitions)]
         self._telemetry.event(name, "info", partitions=named, **fields)
 
@@ -273,9 +296,7 @@ class Writer:
         self._pipeline.add(Piece(part.offset_next, records, part.gone), now_ms)
         part.offset_next = records.offset_next
         part.gone = ()
-        topic = records.tp.topic
-        self._telemetry.count("delta_sink_consumed_records_total", len(records), topic=topic)
-        self._telemetry.count("delta_sink_consumed_bytes_total", records.size_bytes, topic=topic)
+        self._reporter.read(records)
 
     def _drop(self, reason: str) -> None:
         """Let go of everything that is not committed; every part is settled anew.
@@ -283,6 +304,7 @@ class Writer:
         A commit under way goes on: it stays in the lane, and its outcome is taken as it comes.
         """
         self._pipeline.clear()
+        self._reporter.dropped()
         self._is_held = False
         for part in self._parts.values():
             part.is_live = False
@@ -419,39 +441,7 @@ class Writer:
         self._report(state, sealed, encoded)
 
     def _report(self, state: LogState, sealed: Sealed, encoded: EncodedBatch) -> None:
-        now_ms = self._clock.elapsed_ms()
-        dead_letters = skipped = 0
-        for covered in encoded.ranges:
-            topic = covered.tp.topic
-            dead_letters += runs_count(covered.dead_letters)
-            skipped += runs_count(covered.skipped)
-            self._telemetry.count(
-                "delta_sink_committed_records_total", covered.records, topic=topic
-            )
-            if covered.gone:
-                gone = runs_count(covered.gone)
-                self._telemetry.count("delta_sink_offset_gap_records_total", gone, topic=topic)
-        self._telemetry.count("delta_sink_skipped_records_total", skipped, reason="tombstone")
-        self._telemetry.gauge("delta_sink_table_version", state.version)
-        freshness_ms: int | None = None
-        if sealed.produced_first_ms is not None:
-            freshness_ms = self._clock.wall_ms() - sealed.produced_first_ms
-            for topic in sorted({covered.tp.topic for covered in encoded.ranges}):
-                self._telemetry.observe(
-                    "delta_sink_freshness_seconds", max(0, freshness_ms) / 1000, topic=topic
-                )
-        self._telemetry.event(
-            "table_committed",
-            version=state.version,
-            rows=encoded.rows_count,
-            files=len(encoded.files),
-            bytes=encoded.size_bytes,
-            partitions=len(encoded.ranges),
-            dead_letters=dead_letters,
-            skipped=skipped,
-            freshness_ms=freshness_ms,
-            duration_ms=now_ms - sealed.since_ms,
-        )
+        self._reporter.committed(state, sealed, encoded)
 
     def _compare_with_log(self) -> None:
         """Drop everything if the log says something else than the pipeline continues from."""
