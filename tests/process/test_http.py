@@ -77,6 +77,11 @@ def status(writer):
     return json.loads(text)
 
 
+def asked(writer):
+    """Return for each dependency whether it answers, None where it was not asked yet."""
+    return {name: said["up"] for name, said in status(writer)["dependencies"].items()}
+
+
 def is_ready(writer):
     return ask(writer, "/readyz")[0] == 200
 
@@ -266,7 +271,8 @@ def test_before_it_can_begin_it_says_why(tmp_path, broker):
     }
     with sink_on(tmp_path, broker, "waiting", table=table) as sink:
         writer = sink.start()
-        wait_until(lambda: status(writer)["dependencies"]["store"]["up"] is False, 20, "asked")
+        reaches = {"broker": True, "store": False}
+        wait_until(lambda: reaches.items() <= asked(writer).items(), 30, "both are asked")
         code, sentence = ask(writer, "/readyz")
         assert code == 503
         assert sentence.startswith("the worker is starting; the store cannot be reached: ")
@@ -293,9 +299,10 @@ def test_a_compactor_is_probed_and_counts_its_commands(tmp_path, broker):
             produce(broker.bootstrap_servers, "kept", values([number]))
             sink.drain("--set", "http.port=0")
         compactor = sink.start(role="compactor")
-        wait_until(lambda: is_ready(compactor), 40, "it is ready")
+        wait_until(lambda: status(compactor)["state"] == "working", 40, "it has partitions")
+        wait_until(lambda: is_ready(compactor), 20, "it is ready")
         said = status(compactor)
-        assert (said["role"], said["state"]) == ("compactor", "working")
+        assert said["role"] == "compactor"
         assert {p["topic"] for p in said["partitions"]} == {"ops.control"}
         done = sink.run("control", "compact", "--wait", "--timeout", "60", "--json")
         result = json.loads(done.stdout.splitlines()[-1])["result"]
