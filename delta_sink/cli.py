@@ -25,6 +25,7 @@ from delta_sink.cli_options import (
     operator,
     print_json,
 )
+from delta_sink.cli_status import status
 from delta_sink.cli_worker import bug_sentence, register, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
@@ -60,6 +61,7 @@ def cli() -> None:
 
 
 cli.add_command(control)
+cli.add_command(status)
 
 
 @cli.group()

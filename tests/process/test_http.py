@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 import urllib.error
@@ -313,6 +314,75 @@ def test_a_compactor_is_probed_and_counts_its_commands(tmp_path, broker):
         read = found[("delta_sink_compaction_bytes_total", ("direction", "read"))]
         assert read == result["bytes_removed"]
         assert compactor.stop() == 0
+
+
+def test_status_shows_the_whole_sink(tmp_path, broker):
+    for topic, partitions in (("ops.control", 1), ("ops.status", 1)):
+        broker.create_topic(topic, partitions)
+    control = {"topic": "ops.control", "status_topic": "ops.status"}
+    with sink_on(tmp_path, broker, "seen", 2, control=control) as sink:
+        before = json.loads(sink.run("status", "--json").stdout)
+        assert before["table"]["version"] is None
+        writer = sink.start()
+        produce(broker.bootstrap_servers, "seen", values(range(40)), partitions=2)
+        wait_until(lambda: sink.committed_records() == 40, 40, "all is committed")
+        sink.run("control", "compact", "--dry-run")
+
+        def shown():
+            return json.loads(sink.run("status", "--json").stdout)
+
+        wait_until(lambda: shown()["workers"], 40, "the writer has said that it is there")
+        found = shown()
+        assert found["ok"], found["problems"]
+        (worker,) = found["workers"]
+        assert (worker["worker"], worker["role"]) == (writer.worker_id(), "writer")
+        table = DeltaTable(str(tmp_path / "table"))
+        assert found["table"]["version"] == table.version()
+        assert found["table"]["files"] == len(table.file_uris()) == found["table"]["small_files"]
+        assert [p["offset_committed"] for p in found["partitions"]] == [20, 20]
+        assert [p["lag_records"] for p in found["partitions"]] == [0, 0]
+        assert [c["command"]["command"] for c in found["commands"]] == ["compact"]
+        text = sink.run("status").stdout
+        assert f"version {table.version()}" in text
+        assert "seen/0: 20, 0 behind" in text
+        assert writer.stop() == 0
+        assert shown()["workers"][0]["life"] == "ended"
+        produce(broker.bootstrap_servers, "seen", values(range(6)), partitions=2)
+        assert [p["lag_records"] for p in shown()["partitions"]] == [3, 3]
+        broker.set_down()
+        done = sink.run("status", "--json", timeout_s=60)
+        assert done.returncode == 1
+        assert "brokers: " in json.loads(done.stdout)["problems"][0]
+        broker.set_up()
+
+
+def test_status_by_table_partition_counts_small_files(tmp_path, broker):
+    table = {
+        "uri": str(tmp_path / "table"),
+        "schema": [*SCHEMA, {"name": "region", "type": "string"}],
+        "partition_by": ["region"],
+    }
+    compaction = {"target_file_bytes": "1MiB"}
+    with sink_on(tmp_path, broker, "parted", table=table, compaction=compaction) as sink:
+        for _ in range(2):
+            records = [
+                json.dumps({"id": n, "payload": "p", "region": "eu" if n % 2 else "us"}).encode()
+                for n in range(10)
+            ]
+            produce(broker.bootstrap_servers, "parted", records)
+            sink.drain()
+        noise = [random.Random(n).randbytes(350_000).hex() for n in range(4)]
+        large = [json.dumps({"id": 1, "payload": p, "region": "ap"}).encode() for p in noise]
+        produce(broker.bootstrap_servers, "parted", large)
+        sink.drain()
+        found = json.loads(sink.run("status", "--json").stdout)
+        by_region = {p["values"]["region"]: p for p in found["table_partitions"]}
+        assert set(by_region) == {"ap", "eu", "us"}
+        assert by_region.pop("ap")["small_files"] == 0, "it is as large as compaction makes files"
+        for part in by_region.values():
+            assert part["files"] == part["small_files"] == 2
+            assert part["bytes"] == part["small_bytes"] > 0
+        assert "region=eu: 2 files" in sink.run("status").stdout
 
 
 class Collector(service.MetricsServiceServicer):
