@@ -81,6 +81,7 @@ class Asking:
     def __init__(
         self, settings: Settings, client: ControlClient, table_uri: str, telemetry: Telemetry
     ) -> None:
+        self._clock = client.clock
         self._settings = settings
         self._client = client
         self._table_uri = table_uri
@@ -96,13 +97,15 @@ class Asking:
         if entry.adds or entry.removes:
             self._heard.append(entry)
 
-    def advance(self, jobs: Jobs, state: LogState, now_ms: int, wall_ms: int) -> None:
+    def advance(self, jobs: Jobs, state: LogState) -> None:
         """Look at what was heard, and ask for what is due, every few seconds."""
+        now_ms = self._clock.elapsed_ms()
         if self._job is not None and self._job.is_done():
             self._end(self._job)
         if self._job is not None or now_ms - self._look_ms < LOOK_MS:
             return
         self._look_ms = now_ms
+        wall_ms = self._clock.wall_ms()
         wanted = self._wanted(state, wall_ms)
         if wanted:
             self._job = jobs.submit("ask", lambda: self._send(wanted, wall_ms))

@@ -42,8 +42,9 @@ class Attendance:
         """The worker's id."""
         return self._presence.worker
 
-    def advance(self, jobs: Jobs, now_ms: int, *, oldest_uncommitted_ms: int | None = None) -> None:
+    def advance(self, jobs: Jobs, *, oldest_uncommitted_ms: int | None = None) -> None:
         """Take what the last look has found; look again when it is time."""
+        now_ms = self._clock.elapsed_ms()
         if self._job is not None and self._job.is_done():
             self._take(self._job, now_ms)
             self._job = None

@@ -25,6 +25,7 @@ from delta_sink.cli_options import (
     operator,
     print_json,
 )
+from delta_sink.cli_status import status
 from delta_sink.cli_worker import bug_sentence, register, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
@@ -35,6 +36,7 @@ from delta_sink.errors import ConfigError, DeltaSinkError
 from delta_sink.forms import Wrong
 from delta_sink.lease import move_sink, register_sink
 from delta_sink.seek import SeekRequest, Target, ToOffset, execute_seek, show_seek
+from delta_sink.server import Station
 from delta_sink.settings import Settings
 from delta_sink.start import StartEarliest, StartForm, StartLatest, StartTimestamp
 from delta_sink.view import view_of
@@ -59,6 +61,7 @@ def cli() -> None:
 
 
 cli.add_command(control)
+cli.add_command(status)
 
 
 @cli.group()
@@ -86,12 +89,14 @@ def run_writer(
 def _write(parts: Parts, *, until_end: bool) -> None:
     """Run a writer until it has stopped."""
     prepare_process()
-    register(parts)
-    probe_store(parts)
-    writer, jobs = make_writer(parts, until_end=until_end)
-    stop_by_signal(parts, writer.request_stop)
-    writer.run()
-    jobs.close(0)
+    with Station(parts, "writer") as station:
+        register(parts)
+        probe_store(parts)
+        writer, jobs = make_writer(parts, until_end=until_end)
+        station.attach(lambda: writer.status)
+        stop_by_signal(parts, writer.request_stop)
+        writer.run()
+        jobs.close(0)
 
 
 run.add_command(run_compactor)

@@ -11,6 +11,7 @@ from delta_sink.cli_worker import register, stop_by_signal, supervised
 from delta_sink.control import Arguments, Checkpoint, CleanupLog, Command, Compact, Vacuum
 from delta_sink.errand import Ended
 from delta_sink.maintenance import MaintenanceRole
+from delta_sink.server import Station
 from delta_sink.wiring import Parts, load_settings, make_maintainer, make_parts
 
 ONCE = "Do what is to be done now, without the control topic, and end: for cron."
@@ -62,15 +63,24 @@ def _run(
 
 def _maintain(parts: Parts, role: MaintenanceRole, once: tuple[Arguments, ...]) -> list[Ended]:
     prepare_process()
-    register(parts)
-    maintainer, jobs = make_maintainer(parts, role, once=bool(once))
-    stop_by_signal(parts, maintainer.request_stop)
-    ended: list[Ended] = []
     if once:
-        unique_id = parts.log.entropy.unique_id
-        commands = [Command(f"once.{unique_id()}", parts.table_uri, args) for args in once]
-        ended = maintainer.run_once(commands)
-    else:
+        return _once(parts, role, once)
+    with Station(parts, role) as station:
+        register(parts)
+        maintainer, jobs = make_maintainer(parts, role, once=False, watch=station.watch)
+        stop_by_signal(parts, maintainer.request_stop)
         maintainer.run()
+        jobs.close(0)
+    return []
+
+
+def _once(parts: Parts, role: MaintenanceRole, once: tuple[Arguments, ...]) -> list[Ended]:
+    """Carry out `once`; nobody probes a worker that ends by itself, so that nothing is served."""
+    register(parts)
+    maintainer, jobs = make_maintainer(parts, role, once=True, watch=lambda consumer, _: consumer)
+    stop_by_signal(parts, maintainer.request_stop)
+    unique_id = parts.log.entropy.unique_id
+    commands = [Command(f"once.{unique_id()}", parts.table_uri, args) for args in once]
+    ended = maintainer.run_once(commands)
     jobs.close(0)
     return ended

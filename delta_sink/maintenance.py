@@ -25,10 +25,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from delta_sink import __version__
-from delta_sink.append import REASON_HEADER, DeadLetterTarget
+from delta_sink.append import DeadLetterTarget
 from delta_sink.attendance import Attendance
+from delta_sink.begin_end import begun, keep_outcome, pause_or_resume, refused, release_work
 from delta_sink.compacting import checkpoint, compact
-from delta_sink.control import COMMANDS, Command, CommandName, Outcome, parse_command
+from delta_sink.control import COMMANDS, Command, CommandName, parse_command
 from delta_sink.control_message import Refusal
 from delta_sink.errand import (
     Ended,
@@ -42,7 +43,6 @@ from delta_sink.errand import (
     Turn,
     Upkeep,
     Wish,
-    do,
     publish,
 )
 from delta_sink.errors import (
@@ -54,7 +54,7 @@ from delta_sink.errors import (
 )
 from delta_sink.inbox import Inbox, Received
 from delta_sink.lease import Held
-from delta_sink.model import OutgoingRecord, Records, TopicPartition
+from delta_sink.model import Records, TopicPartition
 from delta_sink.ports import (
     Assigned,
     Broker,
@@ -66,8 +66,7 @@ from delta_sink.ports import (
     Revoked,
     Waiting,
 )
-from delta_sink.presence import apply_pause
-from delta_sink.seen import Done, Running, begin, finish, renew_command
+from delta_sink.seen import Done
 from delta_sink.trouble import Trouble
 from delta_sink.vacuuming import cleanup_log, vacuum
 
@@ -96,8 +95,6 @@ ERRANDS_MAX: Final = 64
 TURNS: Final = 1
 """How many errands work at a time; within one, bins are rewritten side by side."""
 
-COMMAND_LEASE: Final = "command"
-WATCH_MS: Final = 3_000
 RETRY_MS: Final = 2_000
 RETRIES_MAX: Final = 5
 """How often a command is tried again whose store or brokers did not answer."""
@@ -215,7 +212,7 @@ class Maintainer:
 
     def _advance(self) -> None:
         now_ms = self._clock.elapsed_ms()
-        self._attendance.advance(self._jobs, now_ms)
+        self._attendance.advance(self._jobs)
         if self._stop_asked and self._stop_deadline_ms is None:
             self._stop_deadline_ms = now_ms + self._upkeep.settings.shutdown.grace_ms
         self._begin_waiting()
@@ -276,10 +273,10 @@ class Maintainer:
                     self._telemetry.event("waiting", "warning", reason=str(error))
                 return
             self._start_trouble.is_over()
-            begun = {tp: offset for tp, offset in found.items() if self._inbox.start(tp, offset)}
-            if begun and not self._is_held:
+            ours = {tp: offset for tp, offset in found.items() if self._inbox.start(tp, offset)}
+            if ours and not self._is_held:
                 assert self._consumer is not None
-                self._consumer.start(begun)
+                self._consumer.start(ours)
         unread = self._inbox.unread()
         is_time = now_ms >= self._start_trouble.retry_at_ms
         if unread and self._starting is None and is_time and not self._stop_asked:
@@ -325,7 +322,7 @@ class Maintainer:
             reason=refusal.redacted,
         )
         errand = Errand(self._upkeep)
-        steps = _refused(self._upkeep, refusal, self._dead_letters, tp, offset, value)
+        steps = refused(self._upkeep, refusal, self._dead_letters, tp, offset, value)
         self._open.append(_Open(errand, steps, None))
 
     # --- errands -------------------------------------------------------------------------------
@@ -343,10 +340,10 @@ class Maintainer:
 
     def _carry_out(self, errand: Errand, received: Received | None) -> Steps[None]:
         """Carry out a command, whatever comes; its offset is done in the end, or another's."""
-        begun = yield from _begun(errand)
-        if isinstance(begun, Done):
-            if begun.outcome is not None:
-                yield from publish(self._upkeep, begun.outcome)
+        beginning = yield from begun(errand)
+        if isinstance(beginning, Done):
+            if beginning.outcome is not None:
+                yield from publish(self._upkeep, beginning.outcome)
             _mark_done(received)
             return
         yield from errand.tell("accepted")
@@ -356,7 +353,7 @@ class Maintainer:
         ended = yield from self._worked(errand)
         self._outcomes.append(ended)
         outcome = errand.outcome(ended.state, ended.message, ended.result)
-        yield from _kept(errand, begun, outcome)
+        yield from keep_outcome(errand, beginning, outcome)
         while not (yield from publish(self._upkeep, outcome)):
             if errand.is_stopping:
                 return
@@ -375,7 +372,7 @@ class Maintainer:
         for attempt in range(RETRIES_MAX):
             try:
                 if errand.command.command in SHARED:
-                    ended = yield from _pause_or_resume(errand)
+                    ended = yield from pause_or_resume(errand)
                     self._attendance.refresh()
                 else:
                     yield from errand.go_on()
@@ -390,7 +387,7 @@ class Maintainer:
                 return Ended("failed", str(error))
             except Exception as error:  # noqa: BLE001  # one command's bug must not stop the others
                 return Ended("failed", _bug_sentence(error))
-            yield from _release_work(errand)
+            yield from release_work(errand)
             yield Rest(RETRY_MS << attempt)
         return Ended("failed", last)
 
@@ -448,7 +445,7 @@ class Maintainer:
             id=each.errand.asked.id if each.errand.asked else None,
             reason=str(error),
         )
-        steps = _release_work(each.errand)
+        steps = release_work(each.errand)
         self._open.append(_Open(each.errand, steps, None))
         if not self._stop_asked and each.errand.asked is not None:
             # A lease was lost: somebody else is at it, or the lock store was away. Look again.
@@ -491,100 +488,6 @@ def _starts(
         tp: committed[tp] if first <= committed.get(tp, -1) <= latest[tp] else first
         for tp, first in earliest.items()
     }
-
-
-def _begun(errand: Errand) -> Steps[Running | Done | None]:
-    """Return once the command is this worker's, or was done before; None without a lock store."""
-    watch = None
-    lessee, command = errand.upkeep.lessee, errand.command
-    while True:
-        if errand.is_stopping:
-            raise Interrupted("the worker was asked to stop")
-        try:
-            found = yield from do("begin", lambda: begin(lessee, command, watch))  # noqa: B023  # runs before the next round
-        except RetriableError:
-            return None  # It may be done twice, and nothing worse.
-        if isinstance(found, Done):
-            return found
-        if isinstance(found, Running):
-            errand.leases[COMMAND_LEASE] = Kept(found.held, _command_renewal(errand))
-            return found
-        watch = found
-        yield Rest(WATCH_MS)
-
-
-def _command_renewal(errand: Errand) -> Callable[[Held], Held | None]:
-    lessee, command = errand.upkeep.lessee, errand.command
-
-    def renewal(held: Held) -> Held | None:
-        found = renew_command(lessee, Running(command, held))
-        return None if found is None else found.held
-
-    return renewal
-
-
-def _kept(errand: Errand, begun: Running | None, outcome: Outcome) -> Steps[None]:
-    """Note the outcome, so that nobody does the command again; where nothing is noted, so be it."""
-    kept = errand.leases.get(COMMAND_LEASE)
-    if begun is None or kept is None:
-        return
-    while kept.job is not None:
-        yield Rest(50)
-    running = Running(errand.command, kept.held)
-    lessee = errand.upkeep.lessee
-    del errand.leases[COMMAND_LEASE]
-    try:
-        yield from do("finish", lambda: finish(lessee, running, outcome))
-    except RetriableError as error:
-        errand.upkeep.log.telemetry.event("waiting", "warning", reason=str(error))
-
-
-def _release_work(errand: Errand) -> Steps[None]:
-    """Give back what is leased for the work; the command's own note runs out by itself."""
-    for key in [key for key in errand.leases if key != COMMAND_LEASE]:
-        yield from errand.let_go(key)
-
-
-def _pause_or_resume(errand: Errand) -> Steps[Ended]:
-    lessee, command = errand.upkeep.lessee, errand.command
-    state, has_changed = yield from do("pause", lambda: apply_pause(lessee, command))
-    result = {"paused": state.is_paused, "sequence": state.sequence}
-    return Ended("succeeded", "" if has_changed else "it was so already", result)
-
-
-def _refused(
-    upkeep: Upkeep,
-    refusal: Refusal,
-    dead_letters: DeadLetterTarget | None,
-    tp: TopicPartition,
-    offset: int,
-    value: bytes | None,
-) -> Steps[None]:
-    """Answer a message that is no command, and keep it as a dead letter where there is a topic."""
-    if dead_letters is not None:
-        target = dead_letters
-        facts = {
-            REASON_HEADER: refusal.reason,
-            "delta_sink.source": f"{tp}@{offset}",
-            "delta_sink.message": refusal.message,
-        }
-        headers = tuple((name, text.encode("utf-8", "replace")) for name, text in facts.items())
-        letter = OutgoingRecord(None, value, headers)
-        try:
-            yield from do("refuse", lambda: target.producer.send(target.topic, [letter]))
-        except RetriableError as error:
-            upkeep.log.telemetry.event("waiting", "warning", reason=str(error))
-    if refusal.id is not None and refusal.table is not None:
-        outcome = Outcome(
-            refusal.id,
-            refusal.table,
-            refusal.command or "unknown",
-            "refused",
-            upkeep.log.clock.wall_ms(),
-            upkeep.worker,
-            refusal.message,
-        )
-        yield from publish(upkeep, outcome)
 
 
 def _mark_done(received: Received | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from delta_sink.audit import audit_log
 from delta_sink.audit_report import Audit
 from delta_sink.audit_rows import audit_rows
 from delta_sink.claim import Source
+from delta_sink.company import Company
 from delta_sink.config import Source as ConfigSource
 from delta_sink.config import load
 from delta_sink.control_client import ControlClient
@@ -38,7 +39,7 @@ from delta_sink.lease import Lessee
 from delta_sink.maintenance import Maintainer, MaintenanceRole
 from delta_sink.memory import MIB, MemoryBudget
 from delta_sink.model import TopicPartition
-from delta_sink.ports import LeaseStore
+from delta_sink.ports import Consumer, LeaseStore
 from delta_sink.presence import Presence, WorkerRole
 from delta_sink.rules import memory_problems
 from delta_sink.scheduler import schedule
@@ -281,7 +282,7 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         asking = Asking(settings, client, parts.table_uri, parts.telemetry)
         parts = replace(parts, log=replace(parts.log, heard=asking.hear))
     log = parts.log
-    traced = TracedJobs(jobs, log.clock, log.telemetry) if settings.logs.level == "debug" else jobs
+    traced = TracedJobs(jobs, log.clock, log.telemetry, says_so=settings.logs.level == "debug")
     writer = Writer(
         make_source(parts),
         consumer,
@@ -289,8 +290,7 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         budget=budget,
         dead_letters=dead_letters,
         until_end=until_end,
-        attendance=_attendance(parts, "writer", log.entropy.unique_id()[:12]),
-        asking=asking,
+        company=Company(_attendance(parts, "writer", log.entropy.unique_id()[:12]), asking),
     )
     return writer, jobs
 
@@ -308,11 +308,16 @@ def _attendance(parts: Parts, role: WorkerRole, worker: str) -> Attendance:
 
 
 def make_maintainer(
-    parts: Parts, role: MaintenanceRole, *, once: bool
+    parts: Parts,
+    role: MaintenanceRole,
+    *,
+    once: bool,
+    watch: Callable[[Consumer, str], Consumer],
 ) -> tuple[Maintainer, ThreadJobs]:
     """Return a maintenance worker, ready to run, and the threads of its jobs.
 
-    With `once` it needs no Kafka: `run_once` carries out what it is given.
+    With `once` it needs no Kafka: `run_once` carries out what it is given. `watch` gets the
+    consumer and the worker's id, and returns the consumer to use.
 
     Raises:
         ConfigError: it is to follow the control topic, and the group `control` is missing.
@@ -335,7 +340,7 @@ def make_maintainer(
         role,
         upkeep,
         jobs := ThreadJobs(JOB_THREADS),
-        consumer=None if once else _control_consumer(parts, group),
+        consumer=None if once else watch(_control_consumer(parts, group), worker),
         broker=make_broker(parts),
         group=group,
         attendance=_attendance(parts, role, worker),

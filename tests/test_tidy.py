@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         "pure",
         (
             "telemetry",
+            "status",
             "decode",
             "buffer",
             "memory",
@@ -92,6 +93,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "claim",
             "part",
             "pipeline",
+            "report",
             "writer",
             "audit",
             "audit_anchor",
@@ -101,8 +103,11 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "connect",
             "seek",
             "control_client",
+            "overview",
             "errand",
             "asking",
+            "begin_end",
+            "company",
             "compacting",
             "vacuuming",
             "attendance",
@@ -113,7 +118,17 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
     ("adapters", ("adapters", "testing")),
     (
         "top",
-        ("wiring", "cli", "cli_options", "cli_control", "cli_maintenance", "cli_worker", "demo"),
+        (
+            "wiring",
+            "server",
+            "cli",
+            "cli_options",
+            "cli_control",
+            "cli_maintenance",
+            "cli_status",
+            "cli_worker",
+            "demo",
+        ),
     ),
 ]
 

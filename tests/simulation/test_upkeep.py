@@ -7,7 +7,6 @@ import pytest
 from delta_sink.delta import vacuum as vacuum_module
 from delta_sink.delta.conditions import FenceBelow, InputsLive
 from delta_sink.delta.plan import TagAboveFence
-from delta_sink.delta.vacuum import DeletionRule
 from tests.simulation.mutants import Change, Mutant
 from tests.simulation.upkeep import run_seed
 
@@ -29,19 +28,6 @@ MUTANTS = [
         scenario,
         (Change(InputsLive, "check", "in self.keys:", "in ():"),),
         seeds=40,
-    ),
-    Mutant(
-        "vacuum by time only, no tags",
-        scenario,
-        (
-            Change(
-                DeletionRule,
-                "allows",
-                "return tag <= self.fence",
-                "return info.modified_ms < self.cutoff_ms",
-            ),
-        ),
-        seeds=200,
     ),
     Mutant(
         "a writer and a compactor that ignore the fence",
@@ -69,7 +55,7 @@ MUTANTS = [
         seeds=200,
     ),
     Mutant(
-        "vacuum without a fence",
+        "vacuum by time only, without a fence",
         scenario,
         (Change(vacuum_module, "plan_vacuum", "if not dry_run:", "if False:"),),
         seeds=200,
