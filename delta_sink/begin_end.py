@@ -75,6 +75,7 @@ def release_work(errand: Errand) -> Steps[None]:
 
 
 def pause_or_resume(errand: Errand) -> Steps[Ended]:
+    """Return what became of a pause or a resume, once the lock store has it."""
     lessee, command = errand.upkeep.lessee, errand.command
     state, has_changed = yield from do("pause", lambda: apply_pause(lessee, command))
     result = {"paused": state.is_paused, "sequence": state.sequence}
