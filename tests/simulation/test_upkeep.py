@@ -18,8 +18,17 @@ def test_maintenance_is_right_under_faults(seed):
     run_seed(seed)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_vacuums_that_race_without_locks(seed):
+    run_seed(seed, vacuums=True)
+
+
 def scenario(seed: int) -> None:
     run_seed(seed)
+
+
+def racing_vacuums(seed: int) -> None:
+    run_seed(seed, vacuums=True)
 
 
 MUTANTS = [
@@ -37,13 +46,13 @@ MUTANTS = [
     ),
     Mutant(
         "a fence that falls",
-        scenario,
+        racing_vacuums,
         (Change(FenceBelow, "check", "if state.vacuum_fence >= self.fence:", "if False:"),),
         seeds=200,
     ),
     Mutant(
         "vacuum reads the log before its fence",
-        scenario,
+        racing_vacuums,
         (
             Change(
                 vacuum_module,
@@ -56,7 +65,7 @@ MUTANTS = [
     ),
     Mutant(
         "vacuum by time only, without a fence",
-        scenario,
+        racing_vacuums,
         (Change(vacuum_module, "plan_vacuum", "if not dry_run:", "if False:"),),
         seeds=200,
     ),

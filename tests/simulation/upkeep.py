@@ -122,7 +122,9 @@ class Upkeeping:
 class Swarm:
     """Breaks writers and maintenance at random, from the seed."""
 
-    def __init__(self, upkeeping: Upkeeping) -> None:
+    def __init__(self, upkeeping: Upkeeping, *, vacuums: bool = False) -> None:
+        """Break everything; with `vacuums` let these race each other with every lock broken."""
+        self.vacuums = vacuums
         self.it = upkeeping
         self.sim = upkeeping.sim
         self.random: Random = self.sim.world.random("upkeep swarm")
@@ -135,7 +137,7 @@ class Swarm:
             self.sim.start(name)
         for name in ("c0", "c1", "v0", "v1"):
             self.it.start(name, skew_ms=self.random.choice([0, 0, -90_000, 40_000]))
-        self.it.leases.is_broken = self.random.random() < 0.2
+        self.it.leases.is_broken = self.vacuums or self.random.random() < 0.2
         drawn = sorted(self.sim.world.declared)
         for name in self.random.sample(drawn, self.random.randrange(len(drawn) // 2)):
             self.sim.world.enable(name, self.random.choice([0.01, 0.05, 0.15]))
@@ -158,6 +160,8 @@ class Swarm:
             *[self._kill_at_any_step] * 2,
             self._foreign_commit,
         ]
+        if self.vacuums:
+            events = [self._produce, self._vacuum_twice, self._vacuum_twice, self._pause_vacuum]
         self.random.choice(events)()
 
     def _produce(self) -> None:
@@ -169,6 +173,22 @@ class Swarm:
 
     def _vacuum(self) -> None:
         self._send("vacuum", dry_run=self.random.random() < 0.2)
+
+    def _vacuum_twice(self) -> None:
+        for partition in (0, 1, 2, 3):
+            self.sent.append(
+                (
+                    "vacuum",
+                    self.it.send("vacuum", partition=partition, dry_run=False),
+                    {"dry_run": False},
+                )
+            )
+            self._produce()
+            self.sim.run_for(self.random.choice([10, 200, 1_500]))
+
+    def _pause_vacuum(self) -> None:
+        host = self.it.keepers[self.random.choice(["v0", "v1"])].host
+        host.pause(self.random.choice([300, 2_000, 8_000]))
 
     def _look_after_the_log(self) -> None:
         self._send(self.random.choice(["checkpoint", "cleanup-log"]))
@@ -247,11 +267,11 @@ class Swarm:
         self.it.check()
 
 
-def run_seed(seed: int) -> Upkeeping:
+def run_seed(seed: int, *, vacuums: bool = False) -> Upkeeping:
     """Run one seed; raise at the first thing that is wrong."""
     with World(seed) as world:
         upkeeping = Upkeeping.of(world, partitions=1 + seed % 3)
-        Swarm(upkeeping).run()
+        Swarm(upkeeping, vacuums=vacuums).run()
         return upkeeping
 
 
