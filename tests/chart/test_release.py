@@ -23,7 +23,7 @@ from delta_sink.adapters.embedded import EmbeddedBroker
 from tests.chart.rendering import NAME, one, whole_values
 from tests.process.sinks import produce, wait_until
 from tests.process.stores import BUCKET, REGION, s3_server
-from tests.services.servers import free_port
+from tests.services.processes import free_port
 
 pytestmark = pytest.mark.process
 
@@ -55,7 +55,7 @@ class Release:
         env = {item["name"]: item["value"] for item in container.get("env", [])}
         base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         # What a Secret would give by envFrom.
-        secret = {"STORE_SECRET": SECRET}
+        secret = {"STORE_SECRET": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}
         return {"cwd": f"{self.folder}{container['workingDir']}", "env": base | env | secret}
 
     def run(self, container: dict, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -73,10 +73,10 @@ class Release:
         """Start the one container of a Deployment."""
         spec = one(self.objects, "Deployment", f"{NAME}-{component}")["spec"]["template"]["spec"]
         (container,) = spec["containers"]
-        log = (self.folder / f"{component}.log").open("wb")
-        process = subprocess.Popen(
-            self.command(container), stdout=log, stderr=log, **self.options(container)
-        )
+        with (self.folder / f"{component}.log").open("wb") as log:
+            process = subprocess.Popen(
+                self.command(container), stdout=log, stderr=log, **self.options(container)
+            )
         self.processes.append(process)
         return Worker(process, container, spec)
 
@@ -132,7 +132,6 @@ def installed(helm, folder: Path, broker: EmbeddedBroker, endpoint: str):
     # The lock store's library takes its credentials from the usual chain.
     values["env"] = [
         {"name": "AWS_ACCESS_KEY_ID", "value": "key"},
-        {"name": "AWS_SECRET_ACCESS_KEY_FILE", "value": "none"},
         {"name": "AWS_DEFAULT_REGION", "value": REGION},
     ]
     values["schedules"] = [SCHEDULE]
