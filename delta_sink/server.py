@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -24,9 +23,9 @@ from delta_sink.adapters.kafka_admin import KafkaBroker
 from delta_sink.adapters.logs import Snapshot
 from delta_sink.adapters.watched import WatchedConsumer
 from delta_sink.claim import Source
-from delta_sink.errors import DeltaSinkError, ObjectMissing
+from delta_sink.errors import ObjectMissing
 from delta_sink.ports import Consumer, LeaseStore
-from delta_sink.presence import Place, Presence, WorkerRole, leave, publish
+from delta_sink.presence import WorkerRole
 from delta_sink.status import (
     Ends,
     Reach,
@@ -65,7 +64,6 @@ class Station:
         self._server: HttpServer | None = None
         self._otlp: OtlpExport | None = None
         self._leases: LeaseStore | None = None
-        self._place: Place | None = None
 
     def __enter__(self) -> Self:
         """Listen, and begin to ask the dependencies, if the configuration says so.
@@ -100,14 +98,11 @@ class Station:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Say that the worker has ended, and listen no more."""
+        """Listen no more."""
         for check in self._checks:
             check.close()
         if self._otlp is not None:
             self._otlp.close()
-        if self._leases is not None and self._place is not None:
-            with contextlib.suppress(DeltaSinkError):  # a courtesy: it will be seen to be silent
-                leave(self._leases, self._place)
         if self._server is not None:
             self._server.close()
 
@@ -186,23 +181,10 @@ class Station:
             self._parts.log.store.get(STORE_PROBE_PATH)
 
     def _ask_locks(self) -> None:
-        """Publish a writer's presence; otherwise read something. Maintenance has an attendance."""
+        """Read something; the worker itself says in the lock store that it is there."""
         if self._leases is None:
             self._leases = make_leases(self._parts.settings)
-        status = self._status()
-        if status is None or self._role != "writer":
-            self._leases.get(f"sink/{self._parts.settings.name}")
-            return
-        presence = Presence(
-            worker=status.worker,
-            role=self._role,
-            host=socket.gethostname(),
-            since_ms=status.since_ms,
-            table=self._parts.table_uri,
-            oldest_uncommitted_ms=status.oldest_ms,
-        )
-        now_ms = self._clock.wall_ms()
-        self._place = publish(self._leases, presence, self._place, now_ms=now_ms)
+        self._leases.get(f"sink/{self._parts.settings.name}")
 
 
 def _verdict(verdict: Verdict) -> Answer:

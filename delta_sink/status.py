@@ -57,11 +57,6 @@ class WorkerStatus:
     buffer_age_ms: int = 0
     last_commit_ms: int | None = None
 
-    @property
-    def oldest_ms(self) -> int | None:
-        """The Kafka timestamp of the oldest record that is held and not committed."""
-        return min((p.oldest_ms for p in self.partitions if p.oldest_ms is not None), default=None)
-
 
 @dataclass(frozen=True, slots=True)
 class Reach:
