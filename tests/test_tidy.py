@@ -128,6 +128,8 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "cli_status",
             "cli_worker",
             "demo",
+            "demo_maintenance",
+            "demo_workers",
         ),
     ),
 ]
