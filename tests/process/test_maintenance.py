@@ -198,6 +198,7 @@ def test_a_command_acts_once_and_two_compactors_share_it(sink, broker):
     assert [each.stop() for each in compactors] == [0, 0]
 
 
+@pytest.mark.long
 def test_small_files_and_old_checkpoints_are_seen_to_without_a_command(sink, broker):
     producer = LedgerProducer(broker.bootstrap_servers, PARTITIONS, 300)
     asking = ("--set", "compaction.small_files_max=20", "--set", "checkpoint.commits_max=20")
@@ -215,6 +216,7 @@ def test_small_files_and_old_checkpoints_are_seen_to_without_a_command(sink, bro
     assert sink.audit()["ok"]
 
 
+@pytest.mark.long
 def test_a_killed_compactor_costs_a_lease(sink, broker):
     producer = LedgerProducer(broker.bootstrap_servers, PARTITIONS, 0)
     for number in range(6):

@@ -94,11 +94,11 @@ class LakeSink(Sink):
             _without(config, SESSION_KEYS)
         super().__init__(folder, config)
 
-    def start(self, *arguments: str) -> WriterProcess:
-        """Start a writer; under static membership as the first member that does not run."""
+    def start(self, *arguments: str, role: str = "writer") -> WriterProcess:
+        """Start a worker; under static membership as the first member that does not run."""
         if self.way == "static":
             arguments = (*arguments, "--set", f"kafka.group.instance.id={self._free_seat()}")
-        return super().start(*arguments)
+        return super().start(*arguments, role=role)
 
     def _free_seat(self) -> str:
         taken = {
