@@ -197,8 +197,9 @@ def _run_on_copy(name: str, original: Path, copy: Path, shape: Shape) -> Run:
         command, stdout=subprocess.DEVNULL, cwd=copy.parent
     )  # our own command line
     _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     duration_s = perf_counter() - begun_s
-    assert status == 0, f"{name} ended with {status}"
+    assert process.returncode == 0, f"{name} ended with {process.returncode}"
     files, off_target = _left(copy, shape)
     cpu_s = usage.ru_utime + usage.ru_stime
     peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
