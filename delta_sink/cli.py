@@ -35,6 +35,7 @@ from delta_sink.delta.table import Author, adopt_table
 from delta_sink.errors import ConfigError, DeltaSinkError
 from delta_sink.forms import Wrong
 from delta_sink.lease import move_sink, register_sink
+from delta_sink.rules import cost_of
 from delta_sink.seek import SeekRequest, Target, ToOffset, execute_seek, show_seek
 from delta_sink.server import Station
 from delta_sink.settings import Settings
@@ -120,18 +121,26 @@ def check_config(
     warnings = settings.warnings()
     findings = _connect(settings) if connect else []
     ok = all(finding.ok for finding in findings)
+    commits, puts = cost_of(settings)
     if as_json:
         print_json(
             {
                 "ok": ok,
                 "problems": [],
                 "warnings": warnings,
+                "cost": {"commits_per_day": commits, "puts_per_day_min": puts},
                 "connect": [dataclasses.asdict(finding) for finding in findings],
             }
         )
     else:
         for warning in warnings:
             click.echo(f"warning: {warning}")
+        click.echo(
+            f"cost: a writer that is never idle commits {commits:,} times a day by "
+            f"flush.interval_ms, with {puts:,} PUTs or more: one for the log's entry, one for each "
+            f"table partition in the batch",
+            err=True,  # stdout is the verdict
+        )
         for finding in findings:
             click.echo(f"{'ok' if finding.ok else 'NOT OK':7}{finding.what}: {finding.sentence}")
         if ok:

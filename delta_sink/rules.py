@@ -310,6 +310,15 @@ def _vacuum(settings: Settings) -> Problems:
         )
 
 
+def cost_of(settings: Settings) -> tuple[int, int]:
+    """Return how often a day one writer commits by time alone, and with how many PUTs at least.
+
+    A commit is one PUT for the log's entry and one for each table partition that the batch has.
+    """
+    commits = 86_400_000 // settings.flush.interval_ms
+    return commits, 2 * commits
+
+
 def _twice(path: str, names: Sequence[str]) -> Problems:
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
