@@ -12,17 +12,16 @@ from deltalake import DeltaTable
 
 from tests.process import test_examples as examples
 from tests.process.sinks import produce
-from tests.process.test_examples import (  # noqa: F401  # run here with the users of this module
-    test_connect_cutover_begins_where_the_connector_was,
-    test_flights,
-)
 
 ORDERS = 500
 BAD_ORDERS = 7
 
-test_the_readme_leads_from_nothing_to_a_table = pytest.mark.long(
-    examples.test_the_readme_leads_from_nothing_to_a_table
+# The tests of the embedded broker, run here with the users of this module.
+test_flights = pytest.mark.long(examples.test_flights)
+test_connect_cutover = pytest.mark.long(
+    examples.test_connect_cutover_begins_where_the_connector_was
 )
+test_the_readme = pytest.mark.long(examples.test_the_readme_leads_from_nothing_to_a_table)
 
 
 class User(examples.User):
