@@ -171,7 +171,13 @@ def _forget_by_age(kafka, topic):
     kafka.alter_topic(topic, retention_ms="-1")
 
 
-@pytest.mark.parametrize("forget", [_forget_by_request, _forget_by_age], ids=["request", "age"])
+@pytest.mark.parametrize(
+    "forget",
+    [
+        pytest.param(_forget_by_request, marks=pytest.mark.long, id="request"),
+        pytest.param(_forget_by_age, id="age"),
+    ],
+)
 def test_a_gap_is_refused_with_its_size_or_skipped_and_recorded(tmp_path, kafka, minio, forget):
     topic = new_topic(kafka, 1)
     produce(kafka.bootstrap_servers, topic, values(range(10)))
@@ -319,7 +325,9 @@ def test_a_topic_that_is_created_again_stops_a_running_writer(tmp_path, kafka, m
         assert rows[10:] in ([], [*range(110, 130)])
 
 
-@pytest.mark.parametrize("way", ["cooperative", "eager", "kip848"])
+@pytest.mark.parametrize(
+    "way", ["cooperative", "kip848", pytest.param("eager", marks=pytest.mark.long)]
+)
 def test_partitions_that_are_added_are_read_from_their_beginning(tmp_path, kafka, minio, way):
     topic = new_topic(kafka, 1)
     produce(kafka.bootstrap_servers, topic, values(range(10)))

@@ -12,17 +12,9 @@ from deltalake import DeltaTable
 
 from tests.process import test_examples as examples
 from tests.process.sinks import produce
-from tests.process.test_examples import (  # noqa: F401  # run here with the users of this module
-    test_connect_cutover_begins_where_the_connector_was,
-    test_flights,
-)
 
 ORDERS = 500
 BAD_ORDERS = 7
-
-test_the_readme_leads_from_nothing_to_a_table = pytest.mark.long(
-    examples.test_the_readme_leads_from_nothing_to_a_table
-)
 
 
 class User(examples.User):
@@ -111,3 +103,21 @@ def test_local_with_its_table_on_s3(user, minio):
     user.python(examples.EXAMPLES / "local" / "produce.py", user.bootstrap, "--records", ORDERS)
     user.writes(config)
     assert sum(part["rows"] for part in user.audit(config)["partitions"]) == ORDERS
+
+
+# --- what runs on the embedded broker too -------------------------------------------------------
+
+
+@pytest.mark.long
+def test_flights(flights_user):
+    examples.test_flights(flights_user)
+
+
+@pytest.mark.long
+def test_connect_cutover(user):
+    examples.test_connect_cutover_begins_where_the_connector_was(user)
+
+
+@pytest.mark.long
+def test_the_readme_leads_from_nothing_to_a_table(user):
+    examples.test_the_readme_leads_from_nothing_to_a_table(user)

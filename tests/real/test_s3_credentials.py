@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pytest
@@ -28,6 +29,8 @@ from tests.real.lake import LakeSink, new_topic
 from tests.real.proxy import proxying
 
 CONTAINER_TOKEN = "only-for-the-tests"
+ROLE = "arn:aws:iam::000000000000:role/writer"
+IDENTITY = "who-a-pod-is"
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +50,7 @@ def temporary(minio):
         aws_secret_access_key=minio.secret_key,
     )
     with contextlib.closing(client):
-        role = "arn:aws:iam::000000000000:role/writer"
-        return client.assume_role(RoleArn=role, RoleSessionName="tests")["Credentials"]
+        return client.assume_role(RoleArn=ROLE, RoleSessionName="tests")["Credentials"]
 
 
 @dataclass
@@ -80,20 +82,37 @@ class Vending:
 
 
 class _Vendor(BaseHTTPRequestHandler):
+    """GET: the endpoint of a container's role. POST: what STS has for a web identity."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
-        vending = self.server.vending
-        vending.asked += 1
         if self.headers.get("authorization") != CONTAINER_TOKEN:
-            status, body = 401, b""
-        elif vending.is_down:
-            status, body = 500, b""
+            self._send(401, b"")
+        elif self.server.vending.is_down:
+            self._send(500, b"")
         else:
-            status, body = 200, json.dumps(vending.vend()).encode()
+            self._send(200, json.dumps(self.server.vending.vend()).encode())
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+        asked = parse_qs(urlsplit(self.path).query) | parse_qs(body)
+        if asked.get("WebIdentityToken") != [IDENTITY] or asked.get("RoleArn") != [ROLE]:
+            self._send(403, b"")
+            return
+        found = self.server.vending.vend()
+        named = {"SessionToken" if name == "Token" else name: found[name] for name in found}
+        inside = "".join(f"<{name}>{value}</{name}>" for name, value in named.items())
+        kind = "AssumeRoleWithWebIdentity"
+        answer = f"<Credentials>{inside}</Credentials>"
+        self._send(200, f"<{kind}Response><{kind}Result>{answer}</{kind}Result></{kind}Response>")
+
+    def _send(self, status, body):
+        body = body.encode() if isinstance(body, str) else body
+        self.server.vending.asked += 1
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -102,10 +121,13 @@ class _Vendor(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def vending(minio, lasts_s):
+def vending(minio, lasts_s, tls=None):
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Vendor)
     server.daemon_threads = True
     url = f"http://127.0.0.1:{server.server_address[1]}/credentials"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        url = f"https://localhost:{server.server_address[1]}"
     server.vending = Vending(minio, lasts_s, url=url)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -264,7 +286,7 @@ def test_credentials_of_the_file_that_end_are_a_sentence(tmp_path, kafka, minio)
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """Return the files of a CA's certificate, and a server's certificate and key signed by it."""
+    """Return the file of a CA's certificate, and what a server needs that it has signed for."""
     folder = tmp_path_factory.mktemp("certificates")
 
     def openssl(*words):
@@ -276,15 +298,15 @@ def certificate(tmp_path_factory):
     (folder / "names").write_text("subjectAltName=DNS:localhost\n")
     signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names")
     openssl("x509", "-req", "-in", "s.csr", *signed, "-days", "2", "-out", "s.pem")
-    return folder / "ca.pem", folder / "s.pem", folder / "s.key"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "s.pem", folder / "s.key")
+    return folder / "ca.pem", context
 
 
 def test_an_own_certificate_authority_and_the_bucket_in_the_path(
     tmp_path, kafka, minio, certificate
 ):
-    authority, chain, key = certificate
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(chain, key)
+    authority, context = certificate
     topic = new_topic(kafka, 1)
     produce(kafka.bootstrap_servers, topic, values(range(10)))
     with proxying(minio.endpoint, context) as proxy:
@@ -303,3 +325,29 @@ def test_an_own_certificate_authority_and_the_bucket_in_the_path(
         bucket = sink.uri.removeprefix("s3:/")
         bucket = bucket[: bucket.index("/", 1)]
         assert all(path.startswith(bucket) for _, path in proxy.requests)
+
+
+def test_a_web_identity(tmp_path, kafka, minio, certificate):
+    """As a pod with a role has it. STS is reached by HTTPS alone, here with a CA of our own."""
+    authority, context = certificate
+    topic = new_topic(kafka, 1)
+    produce(kafka.bootstrap_servers, topic, values(range(10)))
+    (tmp_path / "identity").write_text(IDENTITY)
+    with (
+        vending(minio, 3600, context) as sts,
+        proxying(minio.endpoint) as proxy,
+        LakeSink(tmp_path, kafka, minio, topic, table={"storage": {}}) as sink,
+    ):
+        sink.env = nothing_else(
+            tmp_path,
+            AWS_WEB_IDENTITY_TOKEN_FILE=str(tmp_path / "identity"),
+            AWS_ROLE_ARN=ROLE,
+            AWS_ENDPOINT_URL_STS=sts.url,
+            AWS_ENDPOINT_URL_S3=proxy.url,
+            AWS_REGION=minio.region,
+            SSL_CERT_FILE=str(authority),
+        )
+        sink.drain()
+        assert set(proxy.tokens) == set(sts.ends_s), "every request as who STS said"
+        assert len(proxy.tokens) == len(proxy.requests)
+        assert sink.ids() == [*range(10)]
