@@ -8,16 +8,15 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
-# Each process makes its store, says that it is ready, and starts when it is told to; then it goes
-# through the numbers and reports what it won.
+# Each process makes its store and says that it is ready. Then it is told one number after the other,
+# as all are: left to itself, one that is ahead stays ahead and wins everything.
 _PROCESS = """
 import json, sys
-place, me, races = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+place, me = sys.argv[1], int(sys.argv[2])
 {setup}
 print("ready", flush=True)
-sys.stdin.readline()
-won = [attempt(me, number) for number in range(races)]
-print(json.dumps([name for name in won if name is not None]), flush=True)
+for line in sys.stdin:
+    print(json.dumps(attempt(me, int(line))), flush=True)
 """
 
 
@@ -33,7 +32,7 @@ def race_processes(setup: str, place: str, *, processes: int, races: int) -> lis
         started = []
         for me in range(processes):
             process = subprocess.Popen(
-                [sys.executable, "-c", code, place, str(me), str(races)],
+                [sys.executable, "-c", code, place, str(me)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -44,9 +43,16 @@ def race_processes(setup: str, place: str, *, processes: int, races: int) -> lis
             started.append(process)
         for process in started:
             assert process.stdout.readline() == "ready\n"
+        won: list[list[str]] = [[] for _ in started]
+        for number in range(races):
+            for process in started:
+                process.stdin.write(f"{number}\n")
+                process.stdin.flush()
+            for mine, process in zip(won, started, strict=True):
+                name = json.loads(process.stdout.readline())
+                if name is not None:
+                    mine.append(name)
         for process in started:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        answers = [process.communicate(timeout=120)[0] for process in started]
+            process.communicate(timeout=120)
         assert [process.returncode for process in started] == [0] * processes
-    return [json.loads(answer) for answer in answers]
+    return won
