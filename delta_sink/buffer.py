@@ -194,9 +194,9 @@ class DecodedChunk:
         """Return the outcome of `chunk`, whose pieces `decoded.parts` matches one to one."""
         pairs = list(zip(chunk.pieces, decoded.parts, strict=True))
         stamps = [
-            piece.records.timestamps_ms[0]
+            piece.records.produced_first_ms
             for piece in chunk.pieces
-            if len(piece.records.timestamps_ms) and piece.records.timestamps_ms[0] >= 0
+            if piece.records.produced_first_ms is not None
         ]
         return cls(
             rows=decoded.rows,

@@ -38,6 +38,7 @@ class Records:
     without any record may still move it.
 
     `timestamps_ms`, `keys` and `headers` are empty when the consumer was not asked for them.
+    `produced_first_ms` is the first record's timestamp in any case, None where Kafka has none.
     """
 
     tp: TopicPartition
@@ -48,6 +49,7 @@ class Records:
     keys: Sequence[bytes | None] = ()
     headers: Sequence[Sequence[Header]] = ()
     size_bytes: int = 0
+    produced_first_ms: int | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -268,7 +268,7 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         topics=settings.source.topics or (),
         pattern=settings.source.topics_regex,
         columns=ConsumerColumns(
-            timestamps=True,
+            timestamps="timestamp" in metadata,
             keys="key" in metadata or dead_letters is not None,
             headers="headers" in metadata or dead_letters is not None,
         ),

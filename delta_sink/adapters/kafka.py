@@ -457,6 +457,7 @@ class KafkaConsumer:
             keys=keys,
             headers=headers,
             size_bytes=values.size_bytes + _size_bytes(keys, headers),
+            produced_first_ms=_produced_ms(messages[0]) if messages else None,
         )
 
     # --- what goes wrong ---
@@ -570,6 +571,12 @@ def _timestamps(messages: Sequence[Message]) -> Sequence[int]:
     """Return the timestamps of `messages`; a view of numbers, where a list would hold objects."""
     pairs = map(Message.timestamp, messages)
     return np.fromiter(map(itemgetter(1), pairs), np.int64, len(messages)).data
+
+
+def _produced_ms(message: Message) -> int | None:
+    """Return the timestamp of `message`, or None where Kafka has none."""
+    _, at_ms = message.timestamp()
+    return at_ms if at_ms >= 0 else None
 
 
 def _size_bytes(keys: Sequence[bytes | None], headers: Sequence[Sequence[Header]]) -> int:

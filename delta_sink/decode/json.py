@@ -32,7 +32,7 @@ from delta_sink.delta.types import ArrayType, DataType, Field, StructType, arrow
 from delta_sink.errors import DataError
 from delta_sink.model import Records
 
-SLICE_BYTES_MAX = 2 * 1024 * 1024
+SLICE_BYTES_MAX = 4 * 1024 * 1024
 """What one native pass sees at most, unless a single value is larger. More is no faster: what a
 pass leaves behind is then no longer in the processor's cache."""
 EXACT_VALUES_MAX = 8

@@ -529,6 +529,7 @@ class FakeConsumer:
             keys=[r.key for r in found] if self._with_keys else (),
             headers=[r.headers for r in found] if self._with_headers else (),
             size_bytes=sum(r.size_bytes for r in found),
+            produced_first_ms=_produced_ms(found[0]) if found else None,
         )
 
     def _commit_lands(self, member: int, offsets: Mapping[TopicPartition, int]) -> None:
@@ -539,6 +540,10 @@ class FakeConsumer:
             return
         self._world.note("group commit lands", _offsets_text(offsets))
         self._group.committed.update(offsets)
+
+
+def _produced_ms(record: KafkaRecord) -> int | None:
+    return record.timestamp_ms if record.timestamp_ms >= 0 else None
 
 
 def _offsets_text(offsets: Mapping[TopicPartition, int]) -> str:

@@ -203,17 +203,20 @@ class KafkaContract:
         assert list(batch.values) == [b"v", None, b"", b"v"]
         assert list(batch.keys) == [b"k", b"tombstone", None, b""]
         assert [tuple(row) for row in batch.headers] == [headers, (), (), ()]
+        assert batch.produced_first_ms == at_ms
         assert list(batch.timestamps_ms) == [at_ms, at_ms + 1, at_ms + 2, at_ms - 5]
         assert len(batch) == 4
         assert batch.size_bytes >= len(b"vv" + b"k" + b"tombstone" + b"1\x00\xff")
 
     def test_columns_that_nobody_asked_for_are_empty(self, kafka):
         consumer = kafka.consumer("plain", columns=False)
-        kafka.produce(T0, [Sent(b"v", b"k", (("a", b"1"),))])
+        at_ms = 1_795_500_000_000
+        kafka.produce(T0, [Sent(b"v", b"k", (("a", b"1"),), at_ms)])
         joined(consumer, T0, T1)
         consumer.start({T0: 0})
         (batch,) = poll_until(consumer, lambda s: s.offset_next(T0) == 1).batches[T0]
         consumer.close()
+        assert batch.produced_first_ms == at_ms
         assert (list(batch.offsets), list(batch.values)) == ([0], [b"v"])
         assert not batch.keys
         assert not batch.headers

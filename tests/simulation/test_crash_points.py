@@ -192,6 +192,7 @@ def head_of(records: Records, count: int) -> Records:
         records.timestamps_ms[:count],
         records.keys[:count],
         records.headers[:count],
+        produced_first_ms=records.produced_first_ms,
     )
 
 

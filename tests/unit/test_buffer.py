@@ -24,7 +24,7 @@ P0, P1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
 POLICY = FlushPolicy(interval_ms=1_000, rows_max=100, bytes_max=1_000, chunk_bytes=200)
 
 
-def piece(first, count, *, tp=P0, next_=None, size=10, stamps=(), gone=()):
+def piece(first, count, *, tp=P0, next_=None, size=10, produced_first_ms=None, gone=()):
     """Return `count` records from `first` on, of `size` bytes each."""
     offsets = range(first, first + count)
     return Piece(
@@ -34,8 +34,8 @@ def piece(first, count, *, tp=P0, next_=None, size=10, stamps=(), gone=()):
             first + count if next_ is None else next_,
             offsets,
             [b"x" * size] * count,
-            timestamps_ms=stamps,
             size_bytes=size * count,
+            produced_first_ms=produced_first_ms,
         ),
         gone,
     )
@@ -266,7 +266,7 @@ def test_counts_that_do_not_add_up_are_a_mistake():
 
 def test_the_oldest_record_is_that_of_all_pieces():
     chunk = chunk_of(
-        piece(0, 2, stamps=[50, 60]), piece(0, 1, tp=P1, stamps=[40]), piece(2, 1, stamps=[-1])
+        piece(0, 2, produced_first_ms=50), piece(0, 1, tp=P1, produced_first_ms=40), piece(2, 1)
     )
     assert batch_of([decoded(chunk)]).produced_first_ms == 40
     assert batch_of([decoded(chunk_of(piece(0, 1)))]).produced_first_ms is None
