@@ -123,12 +123,12 @@ class Pipeline:
     @property
     def held_bytes(self) -> int:
         """What is occupied between poll and store: records, rows and files."""
-        return (
-            self._intake.held_bytes
-            + sum(chunk.held_bytes for chunk, _ in self._decoding)
-            + self._gathering.held_bytes
-            + sum(sealed.occupies_bytes for sealed in self._sealed)
-        )
+        held = self._intake.held_bytes + self._gathering.held_bytes
+        for chunk, _ in self._decoding:
+            held += chunk.held_bytes
+        for sealed in self._sealed:
+            held += sealed.occupies_bytes
+        return held
 
     @property
     def has_jobs(self) -> bool:
@@ -178,6 +178,8 @@ class Pipeline:
             RetriableError: dead letters or files did not get through. Clear and read again.
             FatalError: as brokers and store say.
         """
+        if self.is_empty:
+            return
         self._take_decoded()
         self._take_encoded()
         # Nothing more comes in while it is full: what is in must go, due or not.

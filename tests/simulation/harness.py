@@ -38,6 +38,7 @@ source: {{topics: [{TOPIC}]}}
 value: {{format: json}}
 table:
   uri: /simulated/table
+  parquet: {{compression: none, dictionary: false}}
   schema:
     - {{name: seq, type: long}}
     - {{name: text, type: string}}

@@ -344,7 +344,8 @@ class Oracle:
         place = self.places.setdefault(part["app_id"], Place(after, after))
         place.offset_next = after
         for seen in (place.rows, place.letters, place.skipped):
-            seen.difference_update(range(after, first))
+            # Not a range: a sink that is taken back jumps from the greatest offset there is.
+            seen.difference_update([offset for offset in seen if after <= offset < first])
 
     def _range(self, part: dict, receipt: dict, rows: list[int]) -> None:
         app_id, first, after = part["app_id"], part["offset_first"], part["offset_next"]
@@ -427,7 +428,8 @@ class Oracle:
 
 def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
     """Return the rows of a data file, read in this thread and from its bytes alone."""
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    table = file.read(use_threads=False)
     columns = []
     for name in COLUMNS:
         if name in table.column_names:
