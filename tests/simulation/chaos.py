@@ -600,7 +600,13 @@ def _recreation(chaos: Chaos, random: Random) -> bool | None:
     ):
         return False
     chaos.stands_still.update(range(chaos.sim.partitions + 8))
+    partition = random.randrange(chaos.sim.partitions)
+    before = chaos.sim.kafka.log(TopicPartition(TOPIC, partition)).end
     chaos.sim.recreate_topic()
+    if random.random() < 0.6:
+        # Filled past where readers are: only its id tells the new topic from the old one.
+        for _ in range(before + random.randint(1, 20)):
+            chaos.sim.produce(partition)
     chaos.operator.expect("recreated")
     return None
 

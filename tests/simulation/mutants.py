@@ -336,6 +336,11 @@ MUTANTS = [
         (Change(claim.Source, "app_id", "if with_id else None", "if False else None"),),
     ),
     Mutant(
+        "a topic that was created again is read on under the old name",
+        seeded(starts.test_a_topic_that_is_filled_past_the_old_offset_is_not_taken_for_the_old_one),
+        (Change(claim.Source, "confirm", "found.get(tp, app_id) != app_id", "False"),),
+    ),
+    Mutant(
         "an idle writer that does not look at the log",
         seeded(starts.test_an_idle_writer_notices_a_seek_within_two_minutes),
         (
@@ -433,10 +438,16 @@ MUTANTS = [
         seeds=60,
     ),
     Mutant(
+        "a topic that was created again is read on under the old name, at random",
+        chaos,
+        (Change(claim.Source, "confirm", "found.get(tp, app_id) != app_id", "False"),),
+        seeds=400,
+    ),
+    Mutant(
         "an idle writer that looks and does not compare, at random",
         chaos,
         (Change(Writer, "_compare_with_log", "if part.is_live and", "if False and"),),
-        seeds=200,
+        seeds=1_000,
     ),
     Mutant(
         "a seek that does not mind who moved the offset",
