@@ -109,7 +109,8 @@ class Source:
         """
         if self.settings.source.topic_ids != "required":
             return
-        found = self.app_ids(self.topics().values())
+        names = sorted({tp.topic for tp in read_as})
+        found = self.app_ids(self.broker.topics(names, None))
         for tp, app_id in read_as.items():
             if found.get(tp, app_id) != app_id:
                 raise FencedError(rival_sentence(found[tp], app_id))

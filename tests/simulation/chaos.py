@@ -694,9 +694,19 @@ def _compaction(chaos: Chaos, random: Random) -> bool | None:
 
 @event("vacuum's fence", times_max=3)
 def _fence(chaos: Chaos, random: Random) -> bool | None:
+    """What is behind the fence is deleted at once, or when a newer file waits for its commit."""
     if chaos.sim.oracle.version < 0:
         return False
-    foreign.fence(chaos.sim)
+    table, fenced = chaos.sim.oracle.metadata, foreign.raise_fence(chaos.sim) - 1
+
+    def sweep(task: object = None) -> None:
+        if not chaos.is_over and chaos.sim.oracle.metadata is table:
+            foreign.sweep(chaos.sim, fenced)
+
+    if random.random() < 0.5:
+        sweep()
+    else:
+        chaos.world.later(random.randrange(10_000), lambda: chaos.world.at("store.put ends", sweep))
     return None
 
 
@@ -712,5 +722,22 @@ def _checkpoint(chaos: Chaos, random: Random) -> bool | None:
 
 @event("clean-up", times_max=2)
 def _clean_up(chaos: Chaos, random: Random) -> None:
-    """By day nothing is old enough; that it is asked is what a broken clean-up is seen by."""
-    foreign.clean_up(chaos.sim, entries_max=random.choice((None, 3)))
+    """By day nothing is old enough; that it is asked is what a broken clean-up is seen by.
+
+    Sometimes a commit is just about to be sent to a place that would be cleaned up.
+    """
+    entries_max = random.choice((None, 3))
+    if random.random() < 0.5:
+        foreign.clean_up(chaos.sim, entries_max=entries_max)
+        return
+
+    def clean(task) -> None:
+        if chaos.is_over or chaos.is_quiet or chaos.is_dusk or task.name != "commit":
+            return
+        for _ in range(2):
+            version = chaos.sim.oracle.version
+            foreign.commit(chaos.sim, {"txn": {"appId": "somebody else", "version": version}})
+        foreign.checkpoint(chaos.sim)
+        foreign.clean_up(chaos.sim)
+
+    chaos.world.at("store.put_if_absent begins", clean)

@@ -63,13 +63,15 @@ class Ledger:
     """Every record that a reader of committed records could ever see, by partition and offset.
 
     `optional` are offsets that compaction dropped or retention deleted: they may have been read
-    before or not. `past` has what topics held that were deleted, by topic id and partition.
+    before or not; of those in `deleted`, which retention took, a commit says that they are gone.
+    `past` has what topics held that were deleted, by topic id and partition.
     """
 
     records: dict[tuple[str, int], dict[int, Produced]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     optional: dict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
+    deleted: dict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
     past: dict[tuple[str, int], tuple[dict[int, Produced], set[int]]] = field(default_factory=dict)
 
     def of(self, app_id: str, tp: tuple[str, int]) -> tuple[dict[int, Produced], set[int]]:
@@ -81,6 +83,7 @@ class Ledger:
         """Move what the topic held to the past: it was deleted, and others may come."""
         for tp in [tp for tp in self.records if tp[0] == topic]:
             self.past[topic_id, tp[1]] = (self.records.pop(tp), self.optional.pop(tp, set()))
+            self.deleted.pop(tp, None)
 
     def count(self) -> int:
         return sum(len(records) for records in self.records.values())
@@ -157,6 +160,10 @@ class Oracle:
     def removed_ms(self, path: str) -> int | None:
         """Return when a file was removed from the table, None if it never was."""
         return self._removed[path][1] if path in self._removed else None
+
+    def removed_at(self, path: str) -> int | None:
+        """Return the version that removed a file from the table, None if none did."""
+        return self._removed[path][0] if path in self._removed else None
 
     # --- what the store tells -------------------------------------------------------------------
 
@@ -379,6 +386,10 @@ class Oracle:
         lost = wanted - covered - optional
         require(not lost, "I1", f"{app_id} lost {sorted(lost)[:5]} of {first}..{after}")
         require(covered <= wanted, "I1", f"{app_id} invented {sorted(covered - wanted)[:5]}")
+        if records is self.ledger.records[part["topic"], part["partition"]]:
+            unsaid = wanted & self.ledger.deleted[part["topic"], part["partition"]] - covered
+            unsaid.difference_update(gone)
+            require(not unsaid, "I4", f"{app_id} does not say that {sorted(unsaid)[:5]} are gone")
         false = wanted.intersection(gone) - optional
         require(not false, "I1", f"{app_id} calls {sorted(false)[:5]} gone, Kafka has them")
         for fate, offsets in (("letter", letters), ("skip", skipped)):
