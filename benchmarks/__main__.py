@@ -19,10 +19,10 @@ import deltalake
 import pyarrow as pa
 from rich.console import Console
 
-from benchmarks import commit_path, drain, fsync
+from benchmarks import commit_path, compaction, drain, fsync
 from benchmarks.report import WIDTH, show
 
-Result = commit_path.CommitPath | fsync.Fsync | drain.Drain
+Result = commit_path.CommitPath | fsync.Fsync | drain.Drain | compaction.Compaction
 Say = Callable[[str], None]
 
 
@@ -41,10 +41,16 @@ def _drain(is_quick: bool, folder: str, say: Say) -> Result:
     return drain.run(shape, folder, say)
 
 
+def _compaction(is_quick: bool, folder: str, say: Say) -> Result:
+    shape = compaction.Shape.quick() if is_quick else compaction.Shape()
+    return compaction.run(shape, folder, say)
+
+
 BENCHMARKS: dict[str, Callable[[bool, str, Say], Result]] = {
     "commit_path": _commit_path,
     "fsync": _fsync,
     "drain": _drain,
+    "compaction": _compaction,
 }
 
 

@@ -14,6 +14,14 @@ from benchmarks.commit_path import (
     CommitPath,
     Point,
 )
+from benchmarks.compaction import (
+    CONTENDERS as COMPACTORS,
+)
+from benchmarks.compaction import (
+    EXPECTED_MEMORY_MAX,
+    EXPECTED_TIME_MAX,
+    Compaction,
+)
 from benchmarks.drain import BARE, CONTENDERS, EXPECTED, LOOP, SINK, Drain
 from benchmarks.drain import Point as DrainPoint
 from benchmarks.fsync import OFF, ON, Fsync
@@ -22,7 +30,7 @@ from benchmarks.lanes import Timings
 WIDTH = 100
 
 
-def show(result: CommitPath | Fsync | Drain, console: Console) -> None:
+def show(result: CommitPath | Fsync | Drain | Compaction, console: Console) -> None:
     """Print `result`."""
     match result:
         case CommitPath():
@@ -32,6 +40,8 @@ def show(result: CommitPath | Fsync | Drain, console: Console) -> None:
             _show_fsync(result, console)
         case Drain():
             _show_drain(result, console)
+        case Compaction():
+            _show_compaction(result, console)
 
 
 def verdict(found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
@@ -140,6 +150,31 @@ def _show_fsync(result: Fsync, console: Console) -> None:
     table.add_row("on", *_ms(result.timings[ON]))
     console.print(table)
     console.print(f"ratio of p50, on against off: {result.ratio:.1f}x\n")
+
+
+def _show_compaction(result: Compaction, console: Console) -> None:
+    shape = result.shape
+    console.print(
+        f"compaction: {shape.files:,} files of {shape.rows:,} rows in {shape.table_partitions} "
+        f"table partitions, {result.input_bytes / 1e6:,.0f} MB; medians of {shape.runs} runs",
+        style="bold",
+    )
+    table = _table("", "s", "CPU s", "peak\nMiB", "files\nleft", "off\ntarget")
+    for name in COMPACTORS:
+        table.add_row(
+            name,
+            f"{result.middle(name, lambda run: run.duration_s):,.1f}",
+            f"{result.middle(name, lambda run: run.cpu_s):,.1f}",
+            f"{result.middle(name, lambda run: run.peak_bytes) / 2**20:,.0f}",
+            f"{result.middle(name, lambda run: run.files):,.0f}",
+            f"{result.middle(name, lambda run: run.off_target):,.0f}",
+        )
+    console.print(table)
+    time, memory = result.time_ratio, result.memory_ratio
+    console.print(
+        f"ratio of time: {time:.2f}x  {verdict(time, at_most=EXPECTED_TIME_MAX)}; "
+        f"of peak memory: {memory:.2f}x  {verdict(memory, at_most=EXPECTED_MEMORY_MAX)}\n"
+    )
 
 
 def _show_drain(result: Drain, console: Console) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -18,6 +15,7 @@ from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.adapters.process import prepare_process
 from delta_sink.claim import open_table
 from delta_sink.cli_control import control
+from delta_sink.cli_maintenance import run_compactor, run_vacuum
 from delta_sink.cli_options import (
     EXIT_DONE,
     EXIT_FATAL,
@@ -27,15 +25,19 @@ from delta_sink.cli_options import (
     operator,
     print_json,
 )
+from delta_sink.cli_status import status
+from delta_sink.cli_worker import bug_sentence, register, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
 from delta_sink.delta.support import refuse_unsupported
 from delta_sink.delta.table import Author, adopt_table
-from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
+from delta_sink.errors import ConfigError, DeltaSinkError
 from delta_sink.forms import Wrong
 from delta_sink.lease import move_sink, register_sink
+from delta_sink.rules import cost_of
 from delta_sink.seek import SeekRequest, Target, ToOffset, execute_seek, show_seek
+from delta_sink.server import Station
 from delta_sink.settings import Settings
 from delta_sink.start import StartEarliest, StartForm, StartLatest, StartTimestamp
 from delta_sink.view import view_of
@@ -60,6 +62,7 @@ def cli() -> None:
 
 
 cli.add_command(control)
+cli.add_command(status)
 
 
 @cli.group()
@@ -78,18 +81,8 @@ def run_writer(
     give_memory_back()
     parts = make_parts(settings)
     parts.telemetry.capture_libraries()
-    try:
+    with supervised(parts):
         _write(parts, until_end=until_end)
-    except ConfigError:
-        raise  # what only the machine or librdkafka can tell is a wrong configuration all the same
-    except DeltaSinkError as error:
-        parts.telemetry.event("worker_failed", "error", error=str(error), exit_code=EXIT_FATAL)
-        raise click.exceptions.Exit(EXIT_FATAL) from error
-    except Exception as error:
-        # The top of a worker: said once, as one line of its log, and the process ends.
-        sentence = _bug_sentence(error)
-        parts.telemetry.event("worker_failed", "error", error=sentence, exit_code=EXIT_FATAL)
-        raise click.exceptions.Exit(EXIT_FATAL) from error
     if as_json:
         print_json({"ok": True})
 
@@ -97,18 +90,18 @@ def run_writer(
 def _write(parts: Parts, *, until_end: bool) -> None:
     """Run a writer until it has stopped."""
     prepare_process()
-    _register(parts)
-    probe_store(parts)
-    writer, jobs = make_writer(parts, until_end=until_end)
+    with Station(parts, "writer") as station:
+        register(parts)
+        probe_store(parts)
+        writer, jobs = make_writer(parts, until_end=until_end)
+        station.attach(lambda: writer.status)
+        stop_by_signal(parts, writer.request_stop)
+        writer.run()
+        jobs.close(0)
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        parts.telemetry.event("signal_received", reason=signal.Signals(number).name)
-        writer.request_stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    writer.run()
-    jobs.close(0)
+run.add_command(run_compactor)
+run.add_command(run_vacuum)
 
 
 @cli.command("check-config")
@@ -128,18 +121,26 @@ def check_config(
     warnings = settings.warnings()
     findings = _connect(settings) if connect else []
     ok = all(finding.ok for finding in findings)
+    commits, puts = cost_of(settings)
     if as_json:
         print_json(
             {
                 "ok": ok,
                 "problems": [],
                 "warnings": warnings,
+                "cost": {"commits_per_day": commits, "puts_per_day_min": puts},
                 "connect": [dataclasses.asdict(finding) for finding in findings],
             }
         )
     else:
         for warning in warnings:
             click.echo(f"warning: {warning}")
+        click.echo(
+            f"cost: a writer that is never idle commits {commits:,} times a day by "
+            f"flush.interval_ms, with {puts:,} PUTs or more: one for the log's entry, one for each "
+            f"table partition in the batch",
+            err=True,  # stdout is the verdict
+        )
         for finding in findings:
             click.echo(f"{'ok' if finding.ok else 'NOT OK':7}{finding.what}: {finding.sentence}")
         if ok:
@@ -287,27 +288,6 @@ def demo(records: int, keep: str | None, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_WRONG)
 
 
-def _register(parts: Parts) -> None:
-    """Register the sink's name with its table, where the lock store answers."""
-    try:
-        leases = make_leases(parts.settings)
-        register_sink(leases, sink=parts.settings.name, table_uri=parts.table_uri)
-    except RetriableError as error:
-        # Locks are a courtesy: the log alone keeps the table right.
-        parts.telemetry.event("waiting", "warning", reason=f"working without locks: {error}")
-
-
-def _bug_sentence(error: Exception) -> str:
-    """Return where an unexpected error came from; its text may hold a value and stays out."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "delta_sink" in frame.filename] or list(frames)
-    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}"
-    return (
-        f"this is a bug in delta-sink {__version__}: {type(error).__name__} at {where}; nothing "
-        f"uncommitted was kept, so that a restart is safe"
-    )
-
-
 def main() -> None:
     """Run a command and leave with its exit code; every error is one sentence on stderr."""
     code = EXIT_DONE
@@ -327,7 +307,7 @@ def main() -> None:
         click.echo(f"delta-sink: {error}", err=True)
         code = EXIT_FATAL
     except Exception as error:  # noqa: BLE001  # the top: said once, and the process ends
-        click.echo(f"delta-sink: {_bug_sentence(error)}", err=True)
+        click.echo(f"delta-sink: {bug_sentence(error)}", err=True)
         code = EXIT_FATAL
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # nobody reads it any more, as behind `| head`

@@ -79,6 +79,18 @@ def status_ends(client: ControlClient) -> dict[TopicPartition, int]:
     return _offsets(client, client.status_topic, "latest")
 
 
+def recent_offsets(client: ControlClient) -> dict[TopicPartition, int]:
+    """Return offsets of the status topic from which on the last `LOG_RECORDS_MAX` records follow.
+
+    Raises: as `status_ends`.
+    """
+    earliest = _offsets(client, client.status_topic, "earliest")
+    return {
+        tp: max(earliest.get(tp, 0), end - LOG_RECORDS_MAX)
+        for tp, end in status_ends(client).items()
+    }
+
+
 def follow(
     client: ControlClient,
     command_id: str,
@@ -100,7 +112,7 @@ def follow(
     offsets = dict(since)
     while True:
         try:
-            for outcome in _newer(client, offsets):
+            for outcome in newer_outcomes(client, offsets):
                 if command_id not in (outcome.id, _parent_of(outcome)):
                     continue
                 told(outcome)
@@ -114,8 +126,13 @@ def follow(
         client.clock.sleep_ms(min(POLL_MS, left_ms))
 
 
-def _newer(client: ControlClient, offsets: dict[TopicPartition, int]) -> Iterator[Outcome]:
-    """Yield the outcomes after `offsets`, and move these past each one that was yielded."""
+def newer_outcomes(client: ControlClient, offsets: dict[TopicPartition, int]) -> Iterator[Outcome]:
+    """Yield the outcomes after `offsets`, and move these past each one that was yielded.
+
+    Raises:
+        BrokerUnavailable: no answer in time; what was yielded is not yielded again.
+        FatalError: there is no such topic.
+    """
     ends = status_ends(client)
     ranges = {tp: (offsets.get(tp, 0), end) for tp, end in ends.items()}
     for served in client.read({tp: span for tp, span in ranges.items() if span[0] < span[1]}):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -30,12 +29,15 @@ from rich.table import Table as Grid
 
 from delta_sink.adapters.embedded import EmbeddedBroker
 from delta_sink.delta.actions import Entry
+from delta_sink.delta.hive import object_path
 from delta_sink.delta.receipt import receipt_of
+from delta_sink.demo_maintenance import Maintenance
 from delta_sink.demo_records import COLUMNS, orders
-from delta_sink.errors import DeltaSinkError
+from delta_sink.demo_workers import DemoFailed, Workers
 from delta_sink.wiring import Parts, load_settings, make_parts
 
 TOPIC = "orders"
+CONTROL, STATUS = "orders.control", "orders.status"
 SINK = "orders"
 PARTITIONS_MIN = 8
 PARTITIONS_MAX = 64
@@ -45,16 +47,15 @@ PARTITION_RECORDS_MAX = 15_000
 WINDOW_RECORDS = 10_000
 """With more records than the broker can keep, the producer stays so close to the table."""
 
+LATE_PARTS = 6
+"""One order of so many comes late, in the last act, and for any of many days."""
+
 KILL_AT = 0.45
 WATCH_S = 0.005
 PRODUCE_S = 12.0
 """The records are spread over about so long, so that there is something to watch."""
 
 FINISH_S_MAX = 120.0
-
-
-class DemoFailed(DeltaSinkError):
-    """The demo did not end as it must; the sentence says where to look."""
 
 
 @dataclass(slots=True)
@@ -92,51 +93,6 @@ class Watcher:
             now_s = time.monotonic()
             seen.first_s = seen.first_s or now_s
             seen.last_s = now_s
-
-
-class Writers:
-    """The writer processes."""
-
-    def __init__(self, folder: Path, config: Path) -> None:
-        self._folder = folder
-        self._config = config
-        self._started = 0
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def start(self) -> int:
-        """Start one more writer; return its number."""
-        self._started += 1
-        log_path = self._folder / f"writer-{self._started}.log"
-        command = [sys.executable, "-m", "delta_sink.cli", "run", "writer", "-c", str(self._config)]
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._folder)  # noqa: S603  # our own command line
-        self.running.append(process)
-        return self._started
-
-    def kill_one(self) -> int:
-        """Kill the first writer as the kernel would; return its process id."""
-        victim = self.running.pop(0)
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
-        return victim.pid
-
-    def check(self) -> None:
-        """Raise DemoFailed if a writer ended by itself."""
-        for process in self.running:
-            if process.poll() is not None:
-                raise DemoFailed(f"a writer ended with {process.returncode}: see {self._folder}")
-
-    def stop(self) -> None:
-        """Ask all to stop; kill what does not within its grace period."""
-        for process in self.running:
-            process.terminate()
-        for process in self.running:
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.running.clear()
 
 
 @dataclass(slots=True)
@@ -190,6 +146,16 @@ def _write_config(folder: Path, bootstrap: str) -> Path:
         },
         "flush": {"interval_ms": 250},
         "locks": {"path": str(folder / "locks.db")},
+        "http": {"port": 0},
+        "control": {"topic": CONTROL, "status_topic": STATUS},
+        # The demo asks for everything itself, and at once.
+        "compaction": {
+            "target_file_bytes": "32MiB",
+            "quiet_ms": 0,
+            "small_files_max": 1_000_000,
+            "age_max_ms": 3_600_000,
+        },
+        "vacuum": {"retention_hours": 0, "retention_hours_min": 0},
     }
     path = folder / "sink.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -207,23 +173,29 @@ def run_demo(*, records: int, folder: Path, as_json: bool) -> bool:
     if any(folder.iterdir()):
         raise DemoFailed(f"{folder} is not empty: name a folder that does not exist yet")
     partitions = min(PARTITIONS_MAX, max(PARTITIONS_MIN, -(-records // PARTITION_RECORDS_MAX)))
-    with EmbeddedBroker({TOPIC: partitions}) as broker:
+    with EmbeddedBroker({TOPIC: partitions, CONTROL: 4, STATUS: 1}) as broker:
         config = _write_config(folder, broker.bootstrap_servers)
         parts = make_parts(load_settings([str(config)], []), quiet=True)
         watcher = Watcher(parts)
-        writers = Writers(folder, config)
+        writers = Workers(folder, config)
+        late = records // LATE_PARTS
         console.print(
             f"[bold]delta-sink demo[/]  {records:,} orders → topic [cyan]{TOPIC}[/] "
             f"({partitions} partitions, embedded broker) → Delta table, two writers"
         )
         try:
-            _ingest(console, watcher, writers, broker.bootstrap_servers, records, partitions)
+            _ingest(console, watcher, writers, broker.bootstrap_servers, records - late, partitions)
+            figures = _figures(folder, watcher.seen)
+            _print_ingested(console, folder, watcher.seen, figures)
+            act = Maintenance(console, parts, writers, watcher.look, lambda: _audit(config))
+            act.run(broker.bootstrap_servers, TOPIC, partitions, first=records - late, count=late)
+            _wait_for_rest(watcher, writers, records)
         finally:
             writers.stop()
         watcher.look()
-        audit = _audit(config)
-    result = _result(folder, watcher.seen, records, audit)
-    _print_report(console, folder, watcher.seen, result, audit)
+        audit = _audit(config, "--deep")
+    result = _result(folder, watcher.seen, records, audit, figures)
+    _print_end(console, folder, result, audit)
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     return bool(result["ok"])
@@ -232,14 +204,14 @@ def run_demo(*, records: int, folder: Path, as_json: bool) -> bool:
 def _ingest(
     console: Console,
     watcher: Watcher,
-    writers: Writers,
+    writers: Workers,
     bootstrap: str,
     records: int,
     partitions: int,
 ) -> None:
     """Return once every record is in the table, one writer having been killed on the way."""
     for _ in range(2):
-        writers.start()
+        writers.start("writer")
     _wait_for_table(watcher, writers)
     produced = Produced()
     threading.Thread(
@@ -253,14 +225,24 @@ def _ingest(
         if not killed and watcher.seen.records >= records * KILL_AT:
             killed = True
             pid = writers.kill_one()
-            number = writers.start()
+            number = writers.start("writer")
             console.print(
                 f"  [red]SIGKILL[/] to a writer (pid {pid}) at table version "
                 f"{len(watcher.seen.entries) - 1}; writer {number} started in its place"
             )
 
 
-def _wait_for_table(watcher: Watcher, writers: Writers) -> None:
+def _wait_for_rest(watcher: Watcher, writers: Workers, records: int) -> None:
+    deadline_s = time.monotonic() + FINISH_S_MAX
+    while watcher.seen.records < records:
+        watcher.look()
+        writers.check()
+        if time.monotonic() > deadline_s:
+            raise DemoFailed(f"the table has {watcher.seen.records:,} of {records:,} records")
+        time.sleep(0.05)
+
+
+def _wait_for_table(watcher: Watcher, writers: Workers) -> None:
     deadline_s = time.monotonic() + FINISH_S_MAX
     while len(watcher.seen.entries) < 2:
         watcher.look()
@@ -301,16 +283,10 @@ def _watching(
             time.sleep(WATCH_S)
 
 
-def _audit(config: Path) -> dict[str, Any]:
+def _audit(config: Path, *how: str) -> dict[str, Any]:
     command = [
-        sys.executable,
-        "-m",
-        "delta_sink.cli",
-        "audit",
-        "--deep",
-        "--json",
-        "-c",
-        str(config),
+        *(sys.executable, "-m", "delta_sink.cli"),
+        *("audit", *how, "--json", "-c", str(config)),
     ]
     done = subprocess.run(command, capture_output=True, check=False, cwd=config.parent)  # noqa: S603  # our own command line
     try:
@@ -320,21 +296,29 @@ def _audit(config: Path) -> dict[str, Any]:
     return found
 
 
-def _result(folder: Path, seen: Seen, records: int, audit: dict[str, Any]) -> dict[str, object]:
-    table = folder / "table"
-    freshness_ms = _freshness_ms(table, seen)
-    rows = sum(part["rows"] for part in audit["partitions"])
+def _figures(folder: Path, seen: Seen) -> dict[str, object]:
+    """Return what was measured of the writers; maintenance deletes what it is measured on."""
+    ages_ms = _freshness_ms(folder / "table", seen)
     duration_s = max(seen.last_s - (seen.first_s or 0.0), 0.001)
-    p50, p99 = np.percentile(freshness_ms, [50, 99]) if len(freshness_ms) else (0.0, 0.0)
+    p50, p99 = np.percentile(ages_ms, [50, 99]) if len(ages_ms) else (0.0, 0.0)
+    return {
+        "records_per_s": round(seen.records / duration_s),
+        "freshness_p50_ms": round(float(p50)),
+        "freshness_p99_ms": round(float(p99)),
+    }
+
+
+def _result(
+    folder: Path, seen: Seen, records: int, audit: dict[str, Any], figures: dict[str, object]
+) -> dict[str, object]:
+    rows = sum(part["rows"] for part in audit["partitions"])
     return {
         "ok": bool(audit["ok"]) and not audit.get("unproven") and rows == records,
         "records": records,
         "rows": rows,
         "commits": seen.commits,
-        "records_per_s": round(seen.records / duration_s),
-        "freshness_p50_ms": round(float(p50)),
-        "freshness_p99_ms": round(float(p99)),
-        "table": str(table),
+        **figures,
+        "table": str(folder / "table"),
     }
 
 
@@ -343,36 +327,39 @@ def _freshness_ms(table: Path, seen: Seen) -> np.ndarray[Any, Any]:
     ages = []
     for entry in seen.entries:
         for add in entry.adds:
-            file = pq.read_table(table / add.path.replace("%20", " "), columns=["_kafka_timestamp"])
+            path = table / object_path(add.path)
+            file = pq.read_table(path, columns=["_kafka_timestamp"], partitioning=None)
             produced_us = file.column(0).to_numpy().astype("int64")
             ages.append(seen.versions_ms[entry.version] - produced_us / 1000)
     return np.concatenate(ages) if ages else np.empty(0)
 
 
-def _print_report(
-    console: Console, folder: Path, seen: Seen, result: dict[str, object], audit: dict[str, Any]
-) -> None:
+def _print_ingested(console: Console, folder: Path, seen: Seen, figures: dict[str, object]) -> None:
     adds = [add for entry in seen.entries for add in entry.adds]
     facts = Grid.grid(padding=(0, 2))
     facts.add_row(
-        "records", f"{result['records']:,} produced, {result['rows']:,} rows in the table"
+        "records", f"{seen.records:,}, {figures['records_per_s']:,} a second, as they came"
     )
-    facts.add_row("throughput", f"{result['records_per_s']:,} records/s, as fast as they came")
-    facts.add_row("commits", f"{result['commits']:,}, table version {len(seen.entries) - 1}")
+    facts.add_row("commits", f"{seen.commits:,}, table version {len(seen.entries) - 1}")
     facts.add_row(
         "freshness",
-        f"p50 {result['freshness_p50_ms']:,} ms, p99 {result['freshness_p99_ms']:,} ms "
+        f"p50 {figures['freshness_p50_ms']:,} ms, p99 {figures['freshness_p99_ms']:,} ms "
         f"(produced → in the log; the p99 has the killed writer in it)",
     )
     size_mb = sum(add.size for add in adds) / 1e6
     facts.add_row("files", f"{len(adds):,}, {size_mb:.1f} MB of Parquet (zstd)")
     console.print(Panel(facts, title="what happened", expand=False))
     _print_sample(console, folder / "table", adds[0].path)
+
+
+def _print_end(
+    console: Console, folder: Path, result: dict[str, object], audit: dict[str, Any]
+) -> None:
     if result["ok"]:
         partitions = len(audit["partitions"])
         console.print(
-            f"[bold green]audit: exactly once[/]: every record of {partitions} partitions is in "
-            f"the table, none twice (log, raw rows and Kafka compared)"
+            f"[bold green]audit: exactly once[/]: {result['rows']:,} records of {partitions} "
+            f"partitions are in the table, none twice (log, raw rows and Kafka compared)"
         )
     else:
         console.print("[bold red]audit: NOT exactly once[/]")

@@ -36,13 +36,20 @@ COLUMNS = [
 """`table.schema` for these records."""
 
 
-def orders(count: int, seed: int = 1) -> Iterator[tuple[bytes, bytes]]:
-    """Yield `count` records as key and value; the same seed gives the same records."""
+def orders(
+    count: int, seed: int = 1, *, first: int = 0, days: int = DAYS, mixed: bool = False
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yield `count` records as key and value; the same seed gives the same records.
+
+    They are numbered from `first` on, and placed in the order of their numbers over `days`, or,
+    `mixed`, in any order.
+    """
     chance = random.Random(seed)  # noqa: S311  # made-up shopping needs no secrecy
-    span_s = DAYS * 86_400
-    for number in range(count):
+    span_s = days * 86_400
+    for number in range(first, first + count):
         customer = f"c{chance.randrange(5_000):05d}"
-        placed_at = FIRST_DAY + timedelta(seconds=span_s * number / count)
+        share = chance.random() if mixed else (number - first) / count
+        placed_at = FIRST_DAY + timedelta(seconds=span_s * share)
         lines = [
             {"sku": chance.choice(SKUS), "quantity": chance.randint(1, 5)}
             for _ in range(chance.randint(1, 3))

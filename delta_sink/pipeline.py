@@ -139,6 +139,11 @@ class Pipeline:
         return held
 
     @property
+    def oldest_produced_ms(self) -> int | None:
+        """The Kafka timestamp of the oldest record that is encoded and not committed, or None."""
+        return self._sealed[0].produced_first_ms if self._sealed else None
+
+    @property
     def has_jobs(self) -> bool:
         """Whether something is being decoded, encoded or stored, or waits for its commit."""
         return bool(self._decoding or self._sealed)

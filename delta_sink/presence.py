@@ -84,8 +84,8 @@ def leave(leases: LeaseStore, place: Place) -> None:
     ended = Item(place.item.key, {**place.item.attributes, "ended": True})
     try:
         leases.put(ended, place.item)
-    except RetriableError:
-        return  # It will be seen to be silent.
+    except (RetriableError, FatalError):
+        return  # It will be seen to be silent. A worker that has ended well has ended well.
 
 
 def _claimed(leases: LeaseStore, presence: Presence, now_ms: int) -> Place:

@@ -302,11 +302,21 @@ def _control_topics_are_not_read(settings: Settings) -> Problems:
 
 def _vacuum(settings: Settings) -> Problems:
     vacuum = settings.vacuum
-    if vacuum.retention_hours < vacuum.retention_hours_min:
+    hours = vacuum.retention_hours
+    if hours is not None and hours < vacuum.retention_hours_min:
         yield (
             f"vacuum.retention_hours: expected {vacuum.retention_hours_min} or more, which is "
-            f"vacuum.retention_hours_min, got {vacuum.retention_hours}"
+            f"vacuum.retention_hours_min, got {hours}"
         )
+
+
+def cost_of(settings: Settings) -> tuple[int, int]:
+    """Return how often a day one writer commits by time alone, and with how many PUTs at least.
+
+    A commit is one PUT for the log's entry and one for each table partition that the batch has.
+    """
+    commits = 86_400_000 // settings.flush.interval_ms
+    return commits, 2 * commits
 
 
 def _twice(path: str, names: Sequence[str]) -> Problems:

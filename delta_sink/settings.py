@@ -346,6 +346,10 @@ class LocksSettings:
     endpoint_url: Address | None = Field(
         default=None, description="Address of a DynamoDB service that is not AWS."
     )
+    lease_ms: Annotated[int, Whole(1_000, 600_000)] = Field(
+        default=30_000,
+        description="Time in milliseconds after which a silent worker's lease is over (30000).",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
@@ -387,20 +391,33 @@ class CompactionSettings:
         default=None,
         description="Times, in UTC, at which a compaction is asked for, by default none.",
     )
+    threads_max: Count = Field(
+        default=4,
+        description="Bins that a compactor rewrites at once, as cores and memory allow (4).",
+    )
+    bytes_per_s_max: Annotated[int, Size(1)] | None = Field(
+        default=None,
+        description="Bytes a second that a compactor reads at most, by default without limit.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class VacuumSettings:
     """When files that nothing references are deleted."""
 
-    retention_hours: Annotated[int, Whole(0, 24 * 3650)] = Field(
-        default=168, description="Age in hours at which an unreferenced file may be deleted (168)."
+    retention_hours: Annotated[int, Whole(0, 24 * 3650)] | None = Field(
+        default=None,
+        description="Age in hours at which an unreferenced file may be deleted; by default what "
+        "the table says (delta.deletedFileRetentionDuration), else 168.",
     )
     retention_hours_min: Annotated[int, Whole(0, 24 * 3650)] = Field(
         default=168, description="Lowest retention in hours that any command may ask for (168)."
     )
     cron: CronText | None = Field(
         default=None, description="Times, in UTC, at which a vacuum is asked for, by default none."
+    )
+    deletes_per_s_max: Count | None = Field(
+        default=None, description="Files deleted a second at most, by default without limit."
     )
 
 

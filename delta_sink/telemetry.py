@@ -66,9 +66,17 @@ TAGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "topic": "the Kafka topic",
         "reason": "a short name of the cause, from a fixed list",
+        "partition": "the Kafka partition; only of lag, only by the worker that holds it",
         "stage": "a step of the pipeline: poll, decode, encode, upload, commit",
+        "state": "of a worker: starting, standing_by, working, stopping; of a command: accepted, started, progress, succeeded, refused, failed",
+        "dependency": "broker, store, locks",
+        "version": "a version of delta-sink",
+        "size": "small (below the target of compaction), large",
+        "lease": "compaction, vacuum, checkpoint, scheduler",
         "outcome": "committed, conflict (version taken, next one tried), fenced, unknown (no answer)",
         "verb": "put, put_if_absent, get, get_range, list, delete",
+        "command": "compact, vacuum, checkpoint, cleanup-log, pause, resume",
+        "direction": "read, written",
         "status": "ok, exists, missing, unavailable, refused",
     }
 )
@@ -133,8 +141,13 @@ ASSIGNED_PARTITIONS: Final = _metric(
 )
 LAG_RECORDS: Final = _metric(
     "delta_sink_lag_records", "gauge", "records",
-    "Offsets between what the table holds and the end of the topic, over this worker's partitions.",
-    "topic",
+    "Offsets between what is committed (to the table; of a control topic, to the group) and the end.",
+    "topic", "partition",
+)
+LAG_SECONDS: Final = _metric(
+    "delta_sink_lag_seconds", "gauge", "seconds",
+    "Age of the oldest record that is not in the table yet; 0 where nothing is missing.",
+    "topic", "partition",
 )
 BUFFERED_BYTES: Final = _metric(
     "delta_sink_buffered_bytes", "gauge", "bytes",
@@ -156,7 +169,7 @@ STAGE_DURATION: Final = _metric(
 )
 FRESHNESS: Final = _metric(
     "delta_sink_freshness_seconds", "histogram", "seconds",
-    "Time from a record's Kafka timestamp to the commit that made it visible.",
+    "Time from the Kafka timestamp of a commit's oldest record to the moment it was visible.",
     "topic", buckets=FRESHNESS_BUCKETS_S,
 )
 LAST_COMMIT_TIMESTAMP: Final = _metric(
@@ -181,10 +194,84 @@ GROUP_COMMIT_FAILURES: Final = _metric(
     "delta_sink_group_commit_failures_total", "counter", "failures",
     "Kafka group offsets that could not be committed; only lag tools read them.",
 )
+BUILD_INFO: Final = _metric(
+    "delta_sink_build_info", "gauge", "info",
+    "Always 1; the label says which version of delta-sink this is.",
+    "version",
+)
+WORKER_STATE: Final = _metric(
+    "delta_sink_worker_state", "gauge", "state",
+    "1 for the state that the worker is in, 0 for the others.",
+    "state",
+)
+DEPENDENCY_UP: Final = _metric(
+    "delta_sink_dependency_up", "gauge", "up",
+    "1 while the dependency answers, 0 while it does not; missing before it was asked.",
+    "dependency",
+)
+MEMORY_LIMIT_BYTES: Final = _metric(
+    "delta_sink_memory_limit_bytes", "gauge", "bytes",
+    "What the process may occupy: memory.bytes_max, or what auto makes of it.",
+)
+TABLE_FILES: Final = _metric(
+    "delta_sink_table_files", "gauge", "files",
+    "Data files of the table, as the holder of the scheduler's lease last saw them.",
+    "size",
+)
+TABLE_BYTES: Final = _metric(
+    "delta_sink_table_bytes", "gauge", "bytes",
+    "Bytes in the table's data files, as the holder of the scheduler's lease last saw them.",
+)
+COMMITS_SINCE_CHECKPOINT: Final = _metric(
+    "delta_sink_commits_since_checkpoint", "gauge", "commits",
+    "Log entries above the newest checkpoint, as the holder of the scheduler's lease last saw.",
+)
+CONTROL_COMMANDS: Final = _metric(
+    "delta_sink_control_commands_total", "counter", "outcomes",
+    "Outcomes of control commands that this worker has told.",
+    "command", "state",
+)
+CONTROL_REFUSED: Final = _metric(
+    "delta_sink_control_refused_total", "counter", "messages",
+    "Messages of the control topic that may not be obeyed.",
+    "reason",
+)
+MAINTENANCE_LAST_SUCCESS: Final = _metric(
+    "delta_sink_maintenance_last_success_timestamp_seconds", "gauge", "seconds",
+    "When this worker last carried out such a command, in seconds since 1970.",
+    "command",
+)
+COMPACTION_BYTES: Final = _metric(
+    "delta_sink_compaction_bytes_total", "counter", "bytes",
+    "Bytes of data files that compactions have read, and written instead.",
+    "direction",
+)
+VACUUM_DELETED_FILES: Final = _metric(
+    "delta_sink_vacuum_deleted_files_total", "counter", "files",
+    "Data files that nothing needed and that were deleted.",
+)
+VACUUM_DELETED_BYTES: Final = _metric(
+    "delta_sink_vacuum_deleted_bytes_total", "counter", "bytes",
+    "Bytes of data files that nothing needed and that were deleted.",
+)
+LEASE_HELD: Final = _metric(
+    "delta_sink_lease_held", "gauge", "leases",
+    "Leases of the kind that this worker holds now.",
+    "lease",
+)
+AUDIT_OK: Final = _metric(
+    "delta_sink_audit_ok", "gauge", "ok",
+    "1 if the last audit found nothing wrong, 0 if it did.",
+)
+AUDIT_LAST_RUN: Final = _metric(
+    "delta_sink_audit_last_run_timestamp_seconds", "gauge", "seconds",
+    "When the last audit ended, in seconds since 1970.",
+)
 # fmt: on
 
 FIELDS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "address": "where a server of this process listens",
         "attempt": "which try this is, from 1",
         "build": "the version of delta-sink",
         "bytes": "bytes of data files",
@@ -193,6 +280,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "commit_id": "the id that the commit carries in the log",
         "consumed": "records received from Kafka",
         "dead_letters": "records that went to the dead-letter topic",
+        "dependency": "broker, store or locks",
         "duration_ms": "how long it took, in milliseconds",
         "error": "what went wrong, one sentence",
         "event_id": "the id of a control message",
@@ -201,6 +289,10 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "freshness_ms": "from the oldest record's Kafka timestamp to now, in milliseconds",
         "gone": "offsets that Kafka no longer has",
         "group": "the consumer group",
+        "command": "compact, vacuum, checkpoint, cleanup-log, pause or resume",
+        "id": "a command's id",
+        "result": "the figures of an outcome",
+        "state": "how far a command has come",
         "job": "decode, encode, put, settle, commit or patrol",
         "lease_token": "the token of the lease that it was done under",
         "logger": "the library's logger that the message came through",
@@ -313,6 +405,28 @@ SIGNAL_RECEIVED: Final = _event(
     "signal_received", "info", "The process was asked to stop.",
     "reason",
 )
+COMMAND_OUTCOME: Final = _event(
+    "command_outcome", "info", "A control command has come so far.",
+    "command", "id", "state", "reason", "result",
+)
+COMMAND_REFUSED: Final = _event(
+    "command_refused", "warning", "A message of the control topic may not be obeyed.",
+    "topic", "partition", "offset", "reason",
+)
+COMMAND_LEFT: Final = _event(
+    "command_left", "info", "A command is left to other workers before its end.",
+    "id", "reason",
+)
+COMMAND_SENT: Final = _event(
+    "command_sent", "info", "A worker asks for maintenance by its policies.",
+    "command", "id", "reason",
+)
+COMPACTION_DROPPED: Final = _event(
+    "compaction_dropped", "info", "Files were changed by others while they were compacted.",
+    "reason",
+)
+PAUSED: Final = _event("paused", "warning", "The worker stands still by command.", "role")
+RESUMED: Final = _event("resumed", "info", "The worker goes on by command.", "role")
 JOB_STARTED: Final = _event(
     "job_started", "debug", "A job beside the state thread begins.",
     "job",
@@ -321,11 +435,40 @@ JOB_ENDED: Final = _event(
     "job_ended", "debug", "A job beside the state thread has ended, well or not.",
     "job", "duration_ms",
 )
+HTTP_LISTENING: Final = _event(
+    "http_listening", "info", "Metrics, probes and status are served.",
+    "address",
+)
+DEPENDENCY_LOST: Final = _event(
+    "dependency_lost", "warning", "A dependency does not answer the health check.",
+    "dependency", "error",
+)
+DEPENDENCY_FOUND: Final = _event(
+    "dependency_found", "info", "A dependency that did not answer does again.",
+    "dependency", "duration_ms",
+)
+EXPORT_FAILED: Final = _event(
+    "export_failed", "warning", "Metrics could not be sent to the OTLP collector.",
+    "error",
+)
 LIBRARY_LOGGED: Final = _event(
     "library_logged", "debug", "A library logged a message or a warning.",
     "logger", "category", "error",
 )
 # fmt: on
+
+
+NOT_MEASURED: Final = frozenset(
+    {
+        TABLE_FILES,
+        TABLE_BYTES,
+        COMMITS_SINCE_CHECKPOINT,
+        LEASE_HELD,
+        AUDIT_OK,
+        AUDIT_LAST_RUN,
+    }
+)
+"""Names that are taken and that nothing records in this version."""
 
 
 def check_metric(name: str, kind: Kind, tags: Collection[str]) -> Metric:
@@ -369,7 +512,10 @@ def document() -> str:
     lines += [
         f"| `{m.name}` | {m.kind} | {m.unit} | {_codes(m.tags)} | {m.sentence} |"
         for m in METRICS.values()
+        if m.name not in NOT_MEASURED
     ]
+    names = ", ".join(f"`{m.name}`" for m in METRICS.values() if m.name in NOT_MEASURED)
+    lines += ["", f"Names that are taken and that nothing records in this version: {names}."]
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     lines += [f"| `{name}` | {sentence} |" for name, sentence in TAGS.items()]
     lines += ["", "## Events", "", "| event | level | what it says | fields |", "|---|---|---|---|"]

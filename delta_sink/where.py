@@ -276,6 +276,37 @@ def _parsed(text: str, data_type: DataType, column: str) -> Value:
     raise WhereWrong(f"column '{column}': {type_text(data_type)} cannot be compared")
 
 
+def where_of(
+    partition_by: Sequence[str], values: Sequence[str | None], schema: TableSchema
+) -> str | None:
+    """Return the filter that selects one table partition and no other; None if none can say it.
+
+    A table without table partitions has no filter either.
+    """
+    parts = [
+        _equals(name, value, schema.field(name).type)
+        for name, value in zip(partition_by, values, strict=True)
+    ]
+    text = " and ".join(parts)
+    try:
+        found = bind(parse_where(text), schema, partition_by)
+        is_meant = found.selects(dict(zip(partition_by, values, strict=True)))
+    except WhereWrong:
+        return None  # A name or a value that the grammar cannot spell.
+    return text if is_meant else None
+
+
+def _equals(name: str, value: str | None, data_type: DataType) -> str:
+    column = f"`{name}`"
+    if value is None or value == "":
+        return f"{column} is null"
+    is_bare = data_type in _BOUNDS or data_type in ("boolean", "float", "double")
+    if is_bare or isinstance(data_type, Decimal):
+        return f"{column} = {value}"
+    quoted = value.replace("'", "''")
+    return f"{column} = '{quoted}'"
+
+
 # --- text to filter ------------------------------------------------------------------------------
 
 

@@ -36,6 +36,7 @@ from delta_sink import __version__
 from delta_sink.append import DeadLetterTarget, EncodedBatch, plan_append
 from delta_sink.buffer import Piece
 from delta_sink.claim import Settled, Source, settle
+from delta_sink.company import Company
 from delta_sink.delta.commit import commit, follow
 from delta_sink.delta.plan import SameTable, rival_sentence
 from delta_sink.delta.receipt import RETIRED
@@ -49,7 +50,7 @@ from delta_sink.errors import (
     SourceRefused,
 )
 from delta_sink.memory import MemoryBudget, PollPace
-from delta_sink.model import AppId, OffsetRange, Records, TopicPartition, runs_count
+from delta_sink.model import AppId, OffsetRange, Records, TopicPartition
 from delta_sink.part import Part
 from delta_sink.pipeline import BadRecords, Pipeline, Sealed
 from delta_sink.ports import (
@@ -62,6 +63,8 @@ from delta_sink.ports import (
     Revoked,
     Waiting,
 )
+from delta_sink.report import Reporter
+from delta_sink.status import State, WorkerStatus
 from delta_sink.trouble import Trouble
 from delta_sink.view import TableView, view_of
 
@@ -107,7 +110,9 @@ class Writer:
         budget: MemoryBudget,
         dead_letters: DeadLetterTarget | None = None,
         until_end: bool = False,
+        company: Company | None = None,
     ) -> None:
+        self._company = company
         self._source = source
         self._settings = source.settings
         self._consumer = consumer
@@ -119,7 +124,10 @@ class Writer:
         self._pipeline = Pipeline(
             source.settings, source.log, jobs, budget, dead_letters, self._confirming
         )
-        self._worker_id = source.log.entropy.unique_id()[:12]
+        fresh_id = source.log.entropy.unique_id()[:12]
+        self._worker_id = fresh_id if company is None else company.worker
+        uri = source.settings.table.uri
+        self._reporter = Reporter(source.log, worker=self._worker_id, table=uri)
         self._generation = 0
         self._parts: dict[TopicPartition, Part] = {}
         self._state: LogState | None = None
@@ -160,6 +168,8 @@ class Writer:
                 self.step()
         finally:
             self._consumer.close()
+            if self._company is not None:
+                self._company.leave()
         halted = [part.halted for _, part in sorted(self._parts.items()) if part.halted]
         if self._failure is not None:
             raise self._failure
@@ -183,17 +193,38 @@ class Writer:
 
     def step(self) -> None:
         """Poll once and do all that can be done now."""
+        if self._company is not None:
+            self._company.advance(self._jobs, self._state, self._pipeline.oldest_produced_ms)
         self._hold_or_go_on()
-        polled = self._consumer.poll(*self._poll_arguments())
+        arguments = self._poll_arguments()
+        begun_ms = self._clock.elapsed_ms()
+        polled = self._consumer.poll(*arguments)
+        now_ms = self._clock.elapsed_ms()
+        self._reporter.polled(polled.records, now_ms - begun_ms)
         for event in polled.events:
             self._on_event(event)
-        now_ms = self._clock.elapsed_ms()
         self._pace.note(polled.records)
         for records in polled.records:
             self._admit(records, now_ms)
         self._take_lane()
         self._stop_if_asked()
         self._advance()
+        self._reporter.renew(
+            self._standing(),
+            self._parts,
+            held_bytes=self._pipeline.held_bytes,
+            table_version=None if self._state is None else self._state.version,
+        )
+
+    @property
+    def status(self) -> WorkerStatus:
+        """How the worker stands, at most a second or one step old. Any thread may ask."""
+        return self._reporter.status
+
+    def _standing(self) -> State:
+        if self._stop_asked:
+            return "stopping"
+        return "working" if self._parts else "standing_by"
 
     def _poll_arguments(self) -> tuple[int, int]:
         """Return how many records to take and how long to wait for them."""
@@ -214,8 +245,20 @@ class Writer:
             wait_ms = min(wait_ms, self._retry_at_ms() - now_ms)
         return records_max, wait_ms
 
+    @property
+    def _is_paused(self) -> bool:
+        return self._company is not None and self._company.is_paused
+
     def _hold_or_go_on(self) -> None:
-        """Stop reading where even one record a poll has become too much: the store is away."""
+        """Stop reading where even one record a poll has become too much: the store is away.
+
+        The same while the table's writers are paused; what was read until then is committed.
+        """
+        if self._is_paused:
+            if not self._is_held:
+                self._is_held = True
+                self._consumer.stop(list(self._parts))
+            return
         if self._is_held and not self._stop_asked and self._pipeline.has_room:
             self._is_held = False
             live = {tp: part.reads_at for tp, part in self._parts.items() if part.is_live}
@@ -258,7 +301,6 @@ class Writer:
         self, name: str, partitions: Iterable[TopicPartition], **fields: object
     ) -> None:
         self._telemetry.count("delta_sink_rebalances_total")
-        self._telemetry.gauge("delta_sink_assigned_partitions", len(self._parts))
         named = [str(tp) for tp in sorted(partitions)]
         self._telemetry.event(name, "info", partitions=named, **fields)
 
@@ -275,9 +317,7 @@ class Writer:
         self._pipeline.add(Piece(part.offset_next, records, part.gone), now_ms)
         part.offset_next = records.offset_next
         part.gone = ()
-        topic = records.tp.topic
-        self._telemetry.count("delta_sink_consumed_records_total", len(records), topic=topic)
-        self._telemetry.count("delta_sink_consumed_bytes_total", records.size_bytes, topic=topic)
+        self._reporter.read(records)
 
     def _drop(self, reason: str) -> None:
         """Let go of everything that is not committed; every part is settled anew.
@@ -285,6 +325,7 @@ class Writer:
         A commit under way goes on: it stays in the lane, and its outcome is taken as it comes.
         """
         self._pipeline.clear()
+        self._reporter.dropped()
         self._is_held = False
         for part in self._parts.values():
             part.is_live = False
@@ -421,39 +462,7 @@ class Writer:
         self._report(state, sealed, encoded)
 
     def _report(self, state: LogState, sealed: Sealed, encoded: EncodedBatch) -> None:
-        now_ms = self._clock.elapsed_ms()
-        dead_letters = skipped = 0
-        for covered in encoded.ranges:
-            topic = covered.tp.topic
-            dead_letters += runs_count(covered.dead_letters)
-            skipped += runs_count(covered.skipped)
-            self._telemetry.count(
-                "delta_sink_committed_records_total", covered.records, topic=topic
-            )
-            if covered.gone:
-                gone = runs_count(covered.gone)
-                self._telemetry.count("delta_sink_offset_gap_records_total", gone, topic=topic)
-        self._telemetry.count("delta_sink_skipped_records_total", skipped, reason="tombstone")
-        self._telemetry.gauge("delta_sink_table_version", state.version)
-        freshness_ms: int | None = None
-        if sealed.produced_first_ms is not None:
-            freshness_ms = self._clock.wall_ms() - sealed.produced_first_ms
-            for topic in sorted({covered.tp.topic for covered in encoded.ranges}):
-                self._telemetry.observe(
-                    "delta_sink_freshness_seconds", max(0, freshness_ms) / 1000, topic=topic
-                )
-        self._telemetry.event(
-            "table_committed",
-            version=state.version,
-            rows=encoded.rows_count,
-            files=len(encoded.files),
-            bytes=encoded.size_bytes,
-            partitions=len(encoded.ranges),
-            dead_letters=dead_letters,
-            skipped=skipped,
-            freshness_ms=freshness_ms,
-            duration_ms=now_ms - sealed.since_ms,
-        )
+        self._reporter.committed(state, sealed, encoded)
 
     def _compare_with_log(self) -> None:
         """Drop everything if the log says something else than the pipeline continues from."""
@@ -495,13 +504,12 @@ class Writer:
 
     def _confirming(self, ranges: Sequence[OffsetRange]) -> Callable[[], None]:
         """Return what tells in a job whether these were read from the topics they are named for."""
-        source = self._source
         read_as = {covered.tp: self._parts[covered.tp].app_id for covered in ranges}
-        return lambda: source.confirm(read_as)
+        return lambda: self._source.confirm(read_as)
 
     def _must_flush(self) -> bool:
         """Whether waiting for more makes no sense: stopping, or everything up to the end is read."""
-        if self._stop_asked:
+        if self._stop_asked or self._is_paused:
             return True
         if self._ends is None:
             return False
@@ -527,9 +535,7 @@ class Writer:
         return None
 
     def _unsettled(self) -> dict[TopicPartition, Part]:
-        return {
-            tp: part for tp, part in self._parts.items() if not part.is_live and not part.halted
-        }
+        return {tp: p for tp, p in self._parts.items() if not p.is_live and not p.halted}
 
     def _start_commit(self, sealed: Sealed) -> Lane:
         assert sealed.encoded is not None

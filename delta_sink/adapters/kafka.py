@@ -37,6 +37,7 @@ from confluent_kafka import TopicPartition as Place
 from delta_sink.adapters.kafka_client import is_refusal, make_client, refusal, said
 from delta_sink.adapters.kafka_settings import consumer_settings, is_incremental, is_kip_848
 from delta_sink.adapters.kafka_topics import TopicWatch, matching
+from delta_sink.adapters.kafka_way_back import WayBack
 from delta_sink.decode.packed import PackedValues
 from delta_sink.errors import FatalError
 from delta_sink.model import Header, Records, TopicPartition
@@ -139,7 +140,11 @@ class KafkaConsumer:
         self._told: set[str] = set()
         settings = consumer_settings(config, group=group, queue_bytes_max=queue_bytes_max)
         settings |= {"error_cb": self._on_error, "on_commit": self._on_commit}
+        self._settings = settings
         self._client: Any = make_client(Client, settings, telemetry)
+        self._way_back = WayBack(config)
+        # Kept, since to free a client is to close it: see `close`.
+        self._cut_off: list[Any] = []
         self._pattern = pattern
         self._watch = self._watched(config)
         if self._topics:
@@ -157,6 +162,8 @@ class KafkaConsumer:
         """
         if self._watch is not None and (names := self._watch.names()) is not None:
             self._found(names)
+        if not self._owned and self._way_back.is_blocked(self._client):
+            self._replace_client()
         timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
         records = self._taken(self._client.consume(records_max, timeout_s))
         if records:
@@ -213,6 +220,7 @@ class KafkaConsumer:
         interpreter held (librdkafka's issues 4041 and 4884; seen with 2.16). Where giving back
         does not end in time, the client is left as it is: its session times out.
         """
+        self._way_back.close()
         if self._watch is not None:
             self._watch.close()
         self._forget(self._owned.copy())
@@ -239,6 +247,18 @@ class KafkaConsumer:
                 on_revoke=self._on_revoke,
                 on_lost=self._on_lost,
             )
+
+    def _replace_client(self) -> None:
+        """Join the group with a new client, the old one being cut off: see `kafka_way_back`."""
+        self._log("replaced", "the client is cut off from the brokers: a new one joins the group")
+        self._way_back.is_found()
+        self._cut_off.append(self._client)
+        try:
+            self._client.unsubscribe()  # should it come back after all, it must not join
+        except KafkaException as error:
+            self._log("replaced", said(error.args[0]))
+        self._client = make_client(Client, self._settings, self._telemetry)
+        self._subscribe()
 
     def _watched(self, config: Mapping[str, str]) -> TopicWatch | None:
         """Watch for topics where the group's protocol does not tell: see `_found`."""
@@ -268,6 +288,7 @@ class KafkaConsumer:
 
     def _on_assign(self, _client: object, places: list[Place]) -> None:
         """Accept the partitions and pause them. Must not raise: see `_answered`."""
+        self._way_back.is_found()
         tps = [TopicPartition(place.topic, place.partition) for place in places]
         # Any offset will do, since nothing is read before `start`; without one librdkafka would
         # ask for the group's committed offset and read from there.
@@ -284,6 +305,7 @@ class KafkaConsumer:
         self._give_up(places, lost=False)
 
     def _on_lost(self, _client: object, places: list[Place]) -> None:
+        self._way_back.is_sought()
         self._give_up(places, lost=True)
 
     def _give_up(self, places: list[Place], *, lost: bool) -> None:

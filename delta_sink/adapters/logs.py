@@ -177,6 +177,10 @@ class LogTelemetry:
                 },
             )
 
+    def clean_text(self, text: str) -> str:
+        """Return `text` as it may be shown outside: without secrets, and not endless."""
+        return self._text(text)
+
     def capture_libraries(self, level: int = logging.WARNING) -> None:
         """Send what libraries log and warn, from `level` up, into the same stream.
 

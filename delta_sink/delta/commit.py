@@ -28,6 +28,7 @@ that it is committed on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -73,6 +74,14 @@ class Log:
     telemetry: Telemetry
     readback: bool = False
     """Read an entry back before *created* counts (a store may lose conditions under faults)."""
+    heard: Callable[[Entry], None] | None = None
+    """Called, in the job that moves a state, with each entry that it applies; may be told twice."""
+
+    def apply(self, state: LogState, entry: Entry) -> LogState:
+        """Return the state after `entry`, of which whoever listens is told."""
+        if self.heard is not None:
+            self.heard(entry)
+        return state.applied(entry)
 
 
 def open_log(log: Log) -> LogState | None:
@@ -187,7 +196,7 @@ def follow(log: Log, state: LogState) -> LogState:
             entry = log.entries.read(version)
             if entry is None or version != state.version + 1:
                 return _reopen(log)
-            state = state.applied(entry)
+            state = log.apply(state, entry)
         return state
     return _reopen(log)
 
@@ -258,7 +267,8 @@ class _Attempts:
             self._doubt()
             return self._read(version)
         self._count("committed")
-        self._state = self._state.applied(parse_entry(version, self._plan.body, answer.e_tag))
+        entry = parse_entry(version, self._plan.body, answer.e_tag)
+        self._state = self._log.apply(self._state, entry)
         return True
 
     def _read(self, version: int) -> bool:
@@ -285,7 +295,7 @@ class _Attempts:
         """
         receipt = receipt_of(entry)
         is_ours = receipt is not None and receipt.commit_id == self._plan.commit_id
-        self._state = self._state.applied(entry)
+        self._state = self._log.apply(self._state, entry)
         self._doubt_since_ms = None
         if is_ours:
             self._count("committed")

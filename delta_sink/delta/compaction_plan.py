@@ -7,6 +7,7 @@ those of different ones.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,8 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from delta_sink.delta.actions import Metadata
 from delta_sink.delta.file_columns import file_key
 from delta_sink.delta.ordering import Order
+
+TARGET_PROPERTY = "delta.targetFileSize"
 
 Where = Callable[[Mapping[str, str | None]], bool]
 """Whether a table partition, given by its values as the log spells them, is meant."""
@@ -87,6 +91,21 @@ class Bin:
     def size_bytes(self) -> int:
         """Bytes of all its files."""
         return sum(file.size_bytes for file in self.files)
+
+
+_DELTA_SIZE = re.compile(r"(\d{1,15}) ?([kmgt]?)b?")
+_DELTA_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+
+
+def target_file_bytes(metadata: Metadata, default_bytes: int) -> int:
+    """Return how large files should be: as the table's own property says, else the default.
+
+    Source: Delta's table property `delta.targetFileSize`, a number of bytes or `100mb`.
+    """
+    text = metadata.configuration.get(TARGET_PROPERTY) or ""
+    match = _DELTA_SIZE.fullmatch(text.strip().lower())
+    found = 0 if match is None else int(match[1]) << _DELTA_UNITS[match[2]]
+    return found or default_bytes
 
 
 def plan_bins(
@@ -174,7 +193,7 @@ def _bins_of(
         rows = np.arange(first, after)
         is_last = after == len(sizes)
         if policy.order is None and (is_last or len(runs) == 1):
-            rows = _worthwhile(rows, sizes, live, policy)
+            rows = worthwhile(rows, sizes, live, policy)
         if len(rows):
             yield Bin(values, _inputs(part.take(pa.array(rows))), has_more=not is_last)
 
@@ -193,7 +212,7 @@ def _runs(sizes: npt.NDArray[np.int64], policy: CompactionPolicy) -> list[tuple[
     return runs
 
 
-def _worthwhile(
+def worthwhile(
     rows: npt.NDArray[np.int64],
     sizes: npt.NDArray[np.int64],
     live: npt.NDArray[np.float64],

@@ -13,7 +13,7 @@ from delta_sink.testing.fakes import (
     FakeTelemetry,
     Host,
 )
-from delta_sink.testing.workers import make_log, make_writer
+from delta_sink.testing.workers import make_log, make_maintainer, make_writer
 from delta_sink.testing.world import Killed, Task, World, WorldError
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "World",
     "WorldError",
     "make_log",
+    "make_maintainer",
     "make_writer",
 ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -187,6 +187,10 @@ class FakeKafka:
     def broker(self, host: Host) -> FakeBroker:
         """Return a `Broker` for `host`."""
         return FakeBroker(self, host)
+
+    def reader(self, host: Host) -> FakeReader:
+        """Return the reader of offset ranges of `host`, as the control client uses it."""
+        return FakeReader(self, host)
 
     def group(self, name: str) -> FakeGroup:
         """Return the consumer group of this name: its settings, its committed offsets."""
@@ -360,6 +364,39 @@ def _matches(pattern: str | None, name: str) -> bool:
 
 def _size(record: OutgoingRecord) -> int:
     return len(record.key or b"") + len(record.value or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class FakeServed:
+    """Consecutive records of one partition, with their values."""
+
+    tp: TopicPartition
+    offsets: list[int]
+    values: list[bytes | None]
+
+
+class FakeReader:
+    """Reads ranges of offsets for one host: what `adapters.kafka_reader` does on real brokers."""
+
+    def __init__(self, kafka: FakeKafka, host: Host) -> None:
+        self._kafka = kafka
+        self._host = host
+
+    def __call__(self, ranges: Mapping[TopicPartition, tuple[int, int]]) -> list[FakeServed]:
+        """Return the committed records of each `[first, next)`."""
+
+        def answer() -> list[FakeServed]:
+            self._kafka.check_allowed()
+            return [self._served(tp, *span) for tp, span in sorted(ranges.items())]
+
+        return self._kafka.wire.read("reader.read", len(ranges), answer)
+
+    def _served(self, tp: TopicPartition, first: int, after: int) -> FakeServed:
+        log = self._kafka.find_log(tp)
+        if log is None:
+            raise BrokerUnavailable(f"no records of {tp}: it has no leader")
+        found = [r for r in log.read(first, len(log.records)) if r.offset < after]
+        return FakeServed(tp, [r.offset for r in found], [r.value for r in found])
 
 
 class FakeBroker:

@@ -137,13 +137,13 @@ class Sink:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "delta_sink.cli", *arguments, "-c", str(self.config)]
 
-    def start(self, *arguments: str) -> WriterProcess:
-        """Start a writer process."""
+    def start(self, *arguments: str, role: str = "writer") -> WriterProcess:
+        """Start a worker's process: a writer, or one of `role`."""
         self._count += 1
-        log_path = self.folder / f"writer-{self._count}.jsonl"
+        log_path = self.folder / f"{role}-{self._count}.jsonl"
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                self.command("run", "writer", *arguments),
+                self.command("run", role, *arguments),
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,

@@ -57,8 +57,11 @@ def test_a_right_configuration_is_ok(tmp_path, broker):
         human = sink.run("check-config")
         machine = sink.run("check-config", "--json")
     assert (human.returncode, human.stdout) == (0, "ok\n")
+    assert "cost: a writer that is never idle commits 864,000 times a day" in human.stderr
     assert machine.returncode == 0
-    assert json.loads(machine.stdout)["ok"] is True
+    answer = json.loads(machine.stdout)
+    assert answer["ok"] is True
+    assert answer["cost"] == {"commits_per_day": 864_000, "puts_per_day_min": 1_728_000}
 
 
 def test_every_problem_is_told_at_once_with_its_path(tmp_path, broker):

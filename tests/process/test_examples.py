@@ -41,7 +41,8 @@ class User:
         self.folder = folder
         self.bootstrap = broker.bootstrap_servers
         # The embedded broker has no topic ids.
-        self.env = {**os.environ, "KAFKA": self.bootstrap, "TOPIC_IDS": "none"}
+        self.topic_ids = "none"
+        self.env = {**os.environ, "KAFKA": self.bootstrap, "TOPIC_IDS": self.topic_ids}
 
     def runs(self, *words: object, code: int = 0) -> str:
         """Run a command to its end; return what it printed."""
@@ -184,7 +185,8 @@ def test_the_readme_leads_from_nothing_to_a_table(user):
     assert match is not None
     (file,) = re.findall(r"```yaml\n(.*?)```", match[1], re.DOTALL)
     (user.folder / "sink.yaml").write_text(file, encoding="utf-8")
-    ours = ["--set", f"kafka.bootstrap.servers={user.bootstrap}", "--set", "source.topic_ids=none"]
+    ours = ["--set", f"kafka.bootstrap.servers={user.bootstrap}"]
+    ours += ["--set", f"source.topic_ids={user.topic_ids}"]
     seen = []
     for line in "".join(re.findall(r"```sh\n(.*?)```", match[1], re.DOTALL)).splitlines():
         line = line.replace("localhost:9092", user.bootstrap)

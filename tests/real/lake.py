@@ -55,6 +55,8 @@ class LakeSink(Sink):
         *,
         way: str = "cooperative",
         keys: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        uri: str | None = None,
         **overrides: Any,
     ) -> None:
         """Write the sink's file; nothing is started.
@@ -66,11 +68,13 @@ class LakeSink(Sink):
             topic: what is read.
             way: one of `WAYS`.
             keys: more of the group `kafka`.
+            name: of the sink, if not the topic's.
+            uri: of the table, if it is another sink's.
             overrides: groups of the file, merged over what is said here.
         """
-        self.name = f"on-{topic}"
+        self.name = name or f"on-{topic}"
         self.way = way
-        self.uri = f"s3://{minio.new_bucket()}/lake/{topic}"
+        self.uri = uri or f"s3://{minio.new_bucket()}/lake/{topic}"
         self._minio = minio
         self._store = S3Store(self.uri, storage=StorageOptions(**minio.storage), env={})
         self._entries: dict[int, Entry] = {}
@@ -80,7 +84,7 @@ class LakeSink(Sink):
         config = write_config(
             folder,
             kafka.bootstrap_servers,
-            name=overrides.pop("name", self.name),
+            name=self.name,
             source=source,
             table=table,
             kafka=keys,
@@ -90,11 +94,11 @@ class LakeSink(Sink):
             _without(config, SESSION_KEYS)
         super().__init__(folder, config)
 
-    def start(self, *arguments: str) -> WriterProcess:
-        """Start a writer; under static membership as the first member that does not run."""
+    def start(self, *arguments: str, role: str = "writer") -> WriterProcess:
+        """Start a worker; under static membership as the first member that does not run."""
         if self.way == "static":
             arguments = (*arguments, "--set", f"kafka.group.instance.id={self._free_seat()}")
-        return super().start(*arguments)
+        return super().start(*arguments, role=role)
 
     def _free_seat(self) -> str:
         taken = {

@@ -1,11 +1,16 @@
-"""An HTTP proxy before an S3 server: it counts requests, and can lose answers or requests."""
+"""An HTTP proxy before an S3 server: it counts requests, and can lose answers or requests.
+
+It can also speak TLS, and refuse session tokens as AWS does when their time is over.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 Fault = str
-"""`none`; `lose`: done, and the answer is lost; `refuse`: not done, 503; `drop`: not done, broken."""
+"""`none`; `lose`: done, and the answer is lost; `refuse`: not done, 503; `drop`: not done, broken;
+`expire`: not done, and it says that the token's time is over, as AWS does."""
 
 
 @dataclass
@@ -26,13 +32,22 @@ class Proxy:
     met: list[tuple[str, str, str]] = field(default_factory=list)
     """Fault, method and path of each fault that was really made."""
     fault: Callable[[str, str], Fault] = lambda method, path: "none"
+    tokens: list[str] = field(default_factory=list)
+    """The session token of each request that had one."""
+    is_expired: Callable[[str], bool] = lambda token: False
+    """Whether requests with this session token are refused."""
+    answers_after_s: Callable[[str, str], float] = lambda method, path: 0.0
+    """How long an answer is held back, the request being done."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def noted(self, method: str, path: str) -> Fault:
+    def noted(self, method: str, path: str, token: str | None) -> Fault:
         """Count a request and return what is to become of it."""
         with self._lock:
             self.requests.append((method, path))
             fault = self.fault(method, path)
+            if token is not None:
+                self.tokens.append(token)
+                fault = "expire" if self.is_expired(token) else fault
             if fault != "none":
                 self.met.append((fault, method, path))
             return fault
@@ -56,9 +71,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        fault = self.server.proxy.noted(self.command, self.path)
+        token = self.headers.get("x-amz-security-token")
+        fault = self.server.proxy.noted(self.command, self.path, token)
         if fault == "refuse":
             self._send(503, [], b"<Error><Code>SlowDown</Code></Error>")
+            return
+        if fault == "expire":
+            self._send(400, [], b"<Error><Code>ExpiredToken</Code></Error>")
             return
         if fault == "drop":
             self._break()
@@ -76,6 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers, content = found.status, found.getheaders(), found.read()
         finally:
             connection.close()
+        time.sleep(self.server.proxy.answers_after_s(self.command, self.path))
         if fault == "lose":
             self._break()
         else:
@@ -100,10 +120,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def proxying(endpoint: str) -> Iterator[Proxy]:
-    """Give a proxy before the server at `endpoint`."""
+def proxying(endpoint: str, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
+    """Give a proxy before the server at `endpoint`; with `tls` it is reached by HTTPS alone."""
     server = _Server(("127.0.0.1", 0), _Handler)
-    server.proxy = Proxy(url=f"http://127.0.0.1:{server.server_address[1]}")
+    port = server.server_address[1]
+    if tls is None:
+        server.proxy = Proxy(url=f"http://127.0.0.1:{port}")
+    else:
+        # Shaken hands with in the connection's own thread: a client that refuses us stops nobody.
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        server.proxy = Proxy(url=f"https://localhost:{port}")
     server.behind = urlsplit(endpoint).netloc
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.process.test_kills import assert_exactly_once, kill_writers
 from tests.process.test_zombie import PARTITIONS as ZOMBIE_PARTITIONS
 from tests.process.test_zombie import versions_of, wake_a_zombie
 from tests.real.lake import PROTOCOLS, WAYS, LakeSink, new_topic
+from tests.real.proxy import proxying
 
 PARTITIONS = 8
 RATE_PER_S = 800
@@ -91,6 +93,60 @@ def test_a_seat_that_is_taken_over_commits_nothing(tmp_path, kafka, minio, way):
         late = [v for v in versions_of(sink, zombie.worker_id()) if v > taken_over]
         assert len(late) <= 1, late
         assert_exactly_once(sink, ledger)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "cooperative",
+        "kip848",
+        pytest.param("eager", marks=pytest.mark.long),
+        pytest.param("static", marks=pytest.mark.long),
+    ],
+)
+def test_rebalances_meet_batches_in_flight(tmp_path, kafka, minio, way):
+    """Members join one after the other while the store takes its time with every answer."""
+    topic = new_topic(kafka, PARTITIONS)
+    producer = _producer(kafka, topic, PARTITIONS, rate_per_s=400)
+    with proxying(minio.endpoint) as proxy:
+        table = {"storage": {**minio.storage, "endpoint_url": proxy.url}}
+        with LakeSink(tmp_path, kafka, minio, topic, way=way, table=table) as sink:
+            writers = [sink.start()]
+            producer.start()
+            _await_commits(sink, writers)
+            proxy.answers_after_s = lambda method, _: 0.3 if method == "PUT" else 0.0
+            for _ in range(2):
+                writers.append(sink.start())
+                _await_commits(sink, writers)
+            # A member that leaves gives back, and what the others get is read from the log.
+            assert writers.pop(0).stop() == 0
+            if way != "static":  # its seat is kept for it until its session is over
+                _await_commits(sink, writers)
+            proxy.answers_after_s = lambda *_: 0.0
+            ledger = producer.stop()
+            wait_until(lambda: sink.committed_records() >= len(ledger), 60, "all is committed")
+            assert kafka.group_protocol(sink.name) == PROTOCOLS[way]
+            assert [writer.stop() for writer in writers] == [0, 0]
+            met = [jobs for writer in sink.writers for jobs in _out_at_revocations(writer)]
+            assert sum(bool({"put", "commit"} & set(jobs)) for jobs in met) >= 2, met
+            dropped = [e["reason"] for writer in sink.writers for e in writer.events("resynced")]
+            assert "partitions were taken away" in dropped
+            assert_exactly_once(sink, ledger)
+
+
+def _out_at_revocations(writer):
+    """Return the jobs that were under way each time the group took partitions from a writer."""
+    out: Counter[str] = Counter()
+    found = []
+    for event in writer.events():
+        match event.get("event"):
+            case "job_started":
+                out[event["job"]] += 1
+            case "job_ended":
+                out[event["job"]] -= 1
+            case "partitions_revoked":
+                found.append(sorted(name for name, count in out.items() if count > 0))
+    return found
 
 
 def test_a_broker_that_is_killed_and_comes_again(tmp_path, kafka, minio):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from confluent_kafka import Consumer as Client
+from confluent_kafka import TopicPartition as Place
 
+from delta_sink.adapters import kafka_way_back
+from delta_sink.adapters.kafka_way_back import WayBack
 from tests.contract.consumer_contract import (
     T0,
     T1,
@@ -15,6 +19,7 @@ from tests.contract.consumer_contract import (
     poll_quietly,
 )
 from tests.real.kafka_world import RealKafka
+from tests.services.processes import free_port
 
 WAYS = {
     "cooperative": {},
@@ -68,3 +73,60 @@ def test_records_come_soon_after_a_start(kafka, way):
         consumer.close()
     world.close()
     assert min(took_s) < 0.5, took_s
+
+
+def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
+    """Cut off here is a client that knows one address, at which nobody is.
+
+    librdkafka gets there by itself, now and then, while its only broker shuts down.
+    """
+    monkeypatch.setattr(kafka_way_back, "LOST_S_MAX", 0.5)
+    monkeypatch.setattr(kafka_way_back, "ANSWER_S_MAX", 1.0)
+    world = RealKafka(kafka)
+    world.produce(T0, numbered(0, 10))
+    consumer = world.consumer("cut-off")
+    joined(consumer, T0, T1)
+    consumer.start({T0: 0, T1: 0})
+    whole = consumer._client
+    consumer._on_lost(whole, [Place(tp.topic, tp.partition) for tp in (T0, T1)])
+    assert [event.lost for event in consumer.poll(1, 0).events] == [True]
+    nowhere = {**consumer._settings, "bootstrap.servers": f"127.0.0.1:{free_port()}"}
+    consumer._client = Client(nowhere)
+    consumer._subscribe()
+    whole.close()
+    joined(consumer, T0, T1)
+    assert [f for _, _, f in world.telemetry.events if f.get("category") == "replaced"]
+    assert len(consumer._cut_off) == 1
+    consumer.start({T0: 0, T1: 0})
+    records = []
+    while not records:
+        records = consumer.poll(10, 500).records
+    assert records[0].offsets[0] == 0
+    world.close()
+
+
+def test_a_client_is_left_alone_while_it_or_nobody_reaches_the_brokers(kafka, monkeypatch):
+    monkeypatch.setattr(kafka_way_back, "LOST_S_MAX", 0.0)
+    monkeypatch.setattr(kafka_way_back, "ANSWER_S_MAX", 1.0)
+    nowhere = {"bootstrap.servers": f"127.0.0.1:{free_port()}", "log_level": "0"}
+    here = {"bootstrap.servers": kafka.bootstrap_servers}
+    with_group = {"group.id": "left-alone"}
+    for reached_by_others, reached_by_itself, expected in (
+        (here, here, False),
+        (nowhere, nowhere, False),
+        (here, nowhere, True),
+    ):
+        client = Client({**reached_by_itself, **with_group})
+        way_back = WayBack(reached_by_others)
+        assert not way_back.is_blocked(client), "its group was not lost"
+        way_back.is_sought()
+        found = False
+        end_s = time.monotonic() + 3
+        while not found and time.monotonic() < end_s:
+            found = way_back.is_blocked(client)
+            time.sleep(0.05)
+        assert found == expected, (reached_by_others, reached_by_itself)
+        way_back.is_found()
+        assert not way_back.is_blocked(client)
+        way_back.close()
+        client.close()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,6 +17,10 @@ from tests.process.sinks import LedgerProducer, events_of, produce, sentences_of
 from tests.process.test_kills import assert_exactly_once
 from tests.real.lake import LakeSink, new_topic
 from tests.real.proxy import proxying
+
+OUTAGE_S = 3.0
+ASKED_MAX = 15
+"""Requests in such an outage: pauses begin at 50 ms and double up to 5 s."""
 
 NO_CHAIN = {
     "AWS_CONFIG_FILE": "/dev/null",
@@ -131,6 +136,34 @@ def test_lost_answers_lose_and_double_nothing(tmp_path, kafka, minio):
         assert_exactly_once(sink, ledger)
         ids = [receipt.commit_id for e in sink.entries() if (receipt := receipt_of(e)) is not None]
         assert len(ids) == len(set(ids)), "a plan was committed twice"
+
+
+def test_a_store_that_refuses_is_asked_again_with_pauses(tmp_path, kafka, minio):
+    topic = new_topic(kafka, 1)
+    with proxying(minio.endpoint) as proxy:
+        table = {"storage": {**minio.storage, "endpoint_url": proxy.url}}
+        with LakeSink(tmp_path, kafka, minio, topic, table=table) as sink:
+            writer = sink.start()
+            produce(kafka.bootstrap_servers, topic, values(range(10)))
+            wait_until(lambda: sink.committed_records() == 10, 30, "the first ten")
+            for where in (".parquet", ".json"):
+                proxy.met.clear()
+                count = sink.committed_records()
+                proxy.fault = lambda _, path, end=where: "refuse" if path.endswith(end) else "none"
+                produce(kafka.bootstrap_servers, topic, values(range(count, count + 10)))
+                wait_until(lambda: proxy.met, 30, "it is refused")
+                time.sleep(OUTAGE_S)
+                asked = [path for _, method, path in proxy.met if method == "PUT"]
+                assert 3 <= len(asked) <= ASKED_MAX, asked
+                if where == ".json":
+                    assert len(set(asked)) == 1, "a commit goes to no other version meanwhile"
+                assert sink.committed_records() == count
+                proxy.fault = lambda *_: "none"
+                wait_until(lambda n=count: sink.committed_records() == n + 10, 30, "it goes on")
+            assert len(writer.events("commit_retried")) >= 3, "it has said so"
+            assert writer.stop() == 0
+            assert sink.ids() == [*range(30)]
+            assert sink.audit()["ok"]
 
 
 def _lost_commits(proxy):

@@ -10,22 +10,26 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 
-from tests.services.install import CannotInstall, InstallFailed, cache
+from tests.services.install import CannotInstall, InstallFailed, cache, helm_binary
 from tests.services.processes import ServerFailed
 from tests.services.servers import TITLES, Servers, installed, uses_docker
 
 
 def install() -> int:
-    """Return 0 when every server can be started; under CI, 1 when one cannot."""
-    if uses_docker():
-        print("services: a Docker engine answers, the tests use its containers")
-        return 0
+    """Return 0 when helm is there and every server can be started; under CI, else 1."""
     missing = 0
     print(f"services: installed in {cache()}; the first time takes some minutes", flush=True)
-    for name, title in TITLES.items():
+    wanted: dict[str, Callable[[], object]] = {"helm": helm_binary}
+    if uses_docker():
+        print("services: a Docker engine answers, the tests use its containers")
+    else:
+        wanted |= {title: partial(installed, name) for name, title in TITLES.items()}
+    for title, program in wanted.items():
         try:
-            installed(name)
+            program()
         except CannotInstall as error:
             missing += 1
             print(f"services: tests on {title} are skipped: {error}", flush=True)

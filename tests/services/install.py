@@ -23,6 +23,7 @@ PINNED = Path(__file__).with_name("pinned")
 CACHE_VARIABLE = "DELTA_SINK_SERVICES_CACHE"
 JAVA_VERSION_MIN = 17
 GO_VERSION_MIN = (1, 24)
+GO_VERSION_MIN_HELM = (1, 26)
 INSTALL_S_MAX = 1800
 
 _COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
@@ -59,15 +60,24 @@ def minio_binary() -> Path:
 
     Go verifies every module against `pinned/minio/go.sum`, which it may not add to.
     """
-    with _installation("minio") as (folder, fresh):
+    return _go_program("minio", "MinIO", "github.com/minio/minio", GO_VERSION_MIN)
+
+
+def helm_binary() -> Path:
+    """Return helm, with which the chart is rendered; verified as `minio_binary` is."""
+    return _go_program("helm", "helm", "helm.sh/helm/v3/cmd/helm", GO_VERSION_MIN_HELM)
+
+
+def _go_program(name: str, what: str, package: str, version_min: tuple[int, int]) -> Path:
+    with _installation(name) as (folder, fresh):
         if fresh is not None:
-            require_go("MinIO")
-            for name in ("go.mod", "go.sum"):
-                shutil.copy(PINNED / "minio" / name, fresh)
+            require_go(what, version_min)
+            for pin in ("go.mod", "go.sum"):
+                shutil.copy(PINNED / name / pin, fresh)
             command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w"]
-            command += ["-o", str(fresh / "minio"), "github.com/minio/minio"]
+            command += ["-o", str(fresh / name), package]
             _run(command, fresh, {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"})
-    return folder / "minio"
+    return folder / name
 
 
 def require_java(what: str) -> None:
@@ -81,14 +91,14 @@ def require_java(what: str) -> None:
         raise CannotInstall(f"{wanted}, this is {told.strip()!r}")
 
 
-def require_go(what: str) -> None:
+def require_go(what: str, version_min: tuple[int, int] = GO_VERSION_MIN) -> None:
     """Raise CannotInstall unless there is a Go that builds `what`."""
-    wanted = f"{what} is built with Go {'.'.join(map(str, GO_VERSION_MIN))} or later"
+    wanted = f"{what} is built with Go {'.'.join(map(str, version_min))} or later"
     if shutil.which("go") is None:
         raise CannotInstall(f"{wanted}, there is none: install Go, or Docker")
     told = _told(["go", "version"])
     found = re.search(r"go(\d+)\.(\d+)", told)
-    if found is None or (int(found[1]), int(found[2])) < GO_VERSION_MIN:
+    if found is None or (int(found[1]), int(found[2])) < version_min:
         raise CannotInstall(f"{wanted}, this is {told.strip()!r}")
 
 

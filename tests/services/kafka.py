@@ -86,9 +86,11 @@ class Server(Protocol):
 class Kafka:
     """A running broker. Topics come from `create_topic` alone."""
 
-    def __init__(self, server: Server, bootstrap_servers: str) -> None:
+    def __init__(self, server: Server, bootstrap_servers: str, data: Path | None = None) -> None:
         self.server = server
         self.bootstrap_servers = bootstrap_servers
+        self.data = data
+        """The folder of its logs, where this machine can reach it."""
         self._client: Any = None
 
     # --- the broker itself ---
@@ -109,6 +111,17 @@ class Kafka:
         """Return when the broker has gone and come again."""
         self.stop()
         self.start()
+
+    def lose(self, name: str, partition: int) -> None:
+        """Forget all records of a partition, the broker being killed: a disk that came back empty.
+
+        The topic keeps its id, and its offsets begin anew.
+        """
+        assert self.data is not None, "only the disk of a broker on this machine can be lost"
+        folder = self.data / f"{name}-{partition}"
+        for path in folder.iterdir():
+            if path.name != "partition.metadata":
+                path.unlink()
 
     # --- topics and groups ---
 
@@ -299,7 +312,7 @@ def native(folder: Path) -> Kafka:
         folder=folder,
         ready=lambda: answers(f"127.0.0.1:{port}"),
     )
-    return Kafka(server, f"127.0.0.1:{port}")
+    return Kafka(server, f"127.0.0.1:{port}", folder / "data")
 
 
 _LOGGING = """\

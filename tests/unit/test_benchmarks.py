@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable
 from rich.console import Console
 
-from benchmarks import commit_path, fsync
+from benchmarks import commit_path, compaction, fsync
 from benchmarks.__main__ import main
 from benchmarks.appender import APP_ID, SCHEMA, Appender, grow, link_table, make_batches
 from benchmarks.commit_path import CONTENDERS, OURS, THEIRS, CommitPath, DeltalakeLane, Point
@@ -230,3 +230,15 @@ def test_an_unknown_benchmark_is_named(capsys):
     assert main(["comit_path"]) == 2
     error = capsys.readouterr().err
     assert error == "unknown benchmark 'comit_path', wanted one of commit_path, fsync, drain\n"
+
+
+@pytest.mark.process
+def test_compaction_is_compared_on_copies_of_one_table(tmp_path):
+    shape = compaction.Shape(files=12, rows=50, table_partitions=2, target_bytes=1 << 20, runs=1)
+    found = compaction.run(shape, str(tmp_path), silent)
+    for name in compaction.CONTENDERS:
+        [run] = found.runs[name]
+        assert (run.files, run.off_target) == (2, 0)
+        assert run.peak_bytes > 1 << 20
+    assert found.as_json()["time_ratio"] == round(found.time_ratio, 3) > 0
+    assert "optimize.compact" in shown(found)

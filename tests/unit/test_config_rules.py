@@ -657,3 +657,13 @@ def test_kafka_properties_are_a_mapping():
     kafka = KafkaProperties({"a": "1"})
     assert (len(kafka), list(kafka), kafka.get("b")) == (1, ["a"], None)
     assert kafka == {"a": "1"}
+
+
+# --- what it costs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "cost"), [(1_000, (86_400, 172_800)), (60_000, (1_440, 2_880))]
+)
+def test_what_an_interval_costs(interval_ms, cost):
+    assert rules.cost_of(loaded(f"flush: {{interval_ms: {interval_ms}}}")) == cost

@@ -48,12 +48,14 @@ def human(name, level="info", /, **fields) -> str:
 
 
 def test_names_follow_prometheus():
-    units = {"seconds", "bytes", "records", "total", "partitions", "version"}
+    units = {"seconds", "bytes", "records", "total", "partitions", "version", "files"}
+    units |= {"info", "state", "up", "held", "ok", "checkpoint"}  # no amounts, or amounts of events
     for metric in declared.METRICS.values():
         assert re.fullmatch(r"delta_sink_[a-z]+(_[a-z]+)*", metric.name), metric
         assert metric.name.rsplit("_", 1)[1] in units, metric
         assert metric.sentence.endswith("."), metric
-        assert not {"worker", "table_partition", "partition"} & set(metric.tags), metric
+        assert not {"worker", "table_partition"} & set(metric.tags), metric
+        assert "partition" not in metric.tags or "_lag_" in metric.name, metric
 
 
 def test_every_event_has_a_sentence_and_known_fields():
@@ -128,6 +130,21 @@ def test_all_code_records_only_what_is_declared():
             wrong.append(f"{where}: {error}")
     assert wrong == []
     assert len(calls) > 10
+
+
+def test_what_is_called_not_measured_is_not_measured_and_all_else_is():
+    text = "\n".join(
+        path.read_text()
+        for path in sorted((ROOT / "delta_sink").rglob("*.py"))
+        if path.name != "telemetry.py" and "testing" not in path.parts
+    )
+    constants = {value: name for name, value in vars(declared).items() if isinstance(value, str)}
+    recorded = {
+        name
+        for name in declared.METRICS
+        if name in text or re.search(rf"\b{constants[name]}\b", text)
+    }
+    assert set(declared.METRICS) - recorded == declared.NOT_MEASURED
 
 
 # --- figures -----------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""The way back into a group for a client of librdkafka that was cut off from every broker.
+
+While its only broker shuts down, librdkafka (seen with 2.16) may let go of it, and of those of
+`bootstrap.servers` as well: the answer to a question for the cluster's brokers names none then.
+Such a client never connects again, and waits for ever for the commit that it had under way. A new
+one finds the brokers at once.
+
+A member that waits for others to come along in a rebalance looks the same from outside, and must
+be left alone. So the client itself is asked, once brokers are known to answer somebody else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from confluent_kafka import Consumer, KafkaException
+
+from delta_sink.adapters.kafka_topics import TopicWatch
+
+LOST_S_MAX: Final = 10.0
+"""How long a member that lost its group is left to itself before it is looked at."""
+
+ANSWER_S_MAX: Final = 5.0
+"""How long the client may take to answer, once brokers answer others."""
+
+
+class WayBack:
+    """What is known of a client's way back. Only the thread that polls the client may call it."""
+
+    def __init__(self, config: Mapping[str, str]) -> None:
+        """Take the user's keys for librdkafka; nothing is asked yet."""
+        self._config = config
+        self._since_s: float | None = None
+        self._watch: TopicWatch | None = None
+
+    def is_sought(self) -> None:
+        """Note that the group was lost."""
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+
+    def is_found(self) -> None:
+        """Note that the client has joined a group."""
+        self._since_s = None
+        self._end_watch()
+
+    def is_blocked(self, client: Consumer) -> bool:
+        """Return whether brokers answer others, but not `client`: it will never join again.
+
+        Returns at once, but for `ANSWER_S_MAX` when brokers have begun to answer others.
+        """
+        if self._since_s is None or time.monotonic() - self._since_s < LOST_S_MAX:
+            return False
+        if self._watch is None:
+            self._watch = TopicWatch(self._config, sorted)
+        if self._watch.names() is None:
+            return False
+        self._end_watch()
+        try:
+            client.list_topics(timeout=ANSWER_S_MAX)
+        except KafkaException:
+            return True
+        self._since_s = time.monotonic()  # it is on its way; looked at again if that takes long
+        return False
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._end_watch()
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None

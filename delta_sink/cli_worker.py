@@ -1,0 +1,69 @@
+"""What running a worker of any kind shares: its name, its signals, its last words."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from delta_sink import __version__
+from delta_sink.cli_options import EXIT_FATAL
+from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
+from delta_sink.lease import register_sink
+from delta_sink.wiring import Parts, make_leases
+
+
+@contextmanager
+def supervised(parts: Parts) -> Iterator[None]:
+    """Run a worker; what ends it is one line of its log, and the exit code."""
+    try:
+        yield
+    except ConfigError:
+        raise  # what only the machine or librdkafka can tell is a wrong configuration all the same
+    except DeltaSinkError as error:
+        parts.telemetry.event("worker_failed", "error", error=str(error), exit_code=EXIT_FATAL)
+        raise click.exceptions.Exit(EXIT_FATAL) from error
+    except click.exceptions.Exit:
+        raise
+    except Exception as error:
+        # The top of a worker: said once, as one line of its log, and the process ends.
+        sentence = bug_sentence(error)
+        parts.telemetry.event("worker_failed", "error", error=sentence, exit_code=EXIT_FATAL)
+        raise click.exceptions.Exit(EXIT_FATAL) from error
+
+
+def stop_by_signal(parts: Parts, request_stop: Callable[[], None]) -> None:
+    """Let SIGTERM and SIGINT ask the worker to stop; a second one drops what is in flight."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        parts.telemetry.event("signal_received", reason=signal.Signals(number).name)
+        request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def register(parts: Parts) -> None:
+    """Register the sink's name with its table, where the lock store answers."""
+    try:
+        leases = make_leases(parts.settings)
+        register_sink(leases, sink=parts.settings.name, table_uri=parts.table_uri)
+    except RetriableError as error:
+        # Locks are a courtesy: the log alone keeps the table right.
+        parts.telemetry.event("waiting", "warning", reason=f"working without locks: {error}")
+
+
+def bug_sentence(error: Exception) -> str:
+    """Return where an unexpected error came from; its text may hold a value and stays out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "delta_sink" in frame.filename] or list(frames)
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}"
+    return (
+        f"this is a bug in delta-sink {__version__}: {type(error).__name__} at {where}; nothing "
+        f"uncommitted was kept, so that a restart is safe"
+    )

@@ -1,0 +1,435 @@
+"""What `compact` and `checkpoint` commands do, as errands; what they find is planned from the table.
+
+A compaction is planned once, and its bins are grouped by *slot*, the lease under which a table
+partition is compacted. What is small is done here, slot after slot. What is large is divided: for
+each slot a work item is sent to the same topic, where any compactor of the group takes it, and the
+outcome of the whole is what the status topic says of its parts. A compactor that dies costs its
+unfinished parts; whoever gets the command again finds those that are done answered already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+from delta_sink.control import Checkpoint, Command, Compact, Outcome, Part, encode_command
+from delta_sink.control_client import ControlClient, newer_outcomes, recent_offsets
+from delta_sink.delta.checkpoint_write import write_checkpoint
+from delta_sink.delta.commit import open_log
+from delta_sink.delta.compaction import (
+    Compacted,
+    Rewritten,
+    commit_rewritten,
+    compaction_layout,
+    rewrite_bin,
+)
+from delta_sink.delta.compaction_plan import Bin, CompactionPolicy, plan_bins, target_file_bytes
+from delta_sink.delta.file_stream import Weight
+from delta_sink.delta.hive import partition_path
+from delta_sink.delta.ordering import Order, check_order
+from delta_sink.delta.parquet import FileLayout
+from delta_sink.delta.snapshot import read_snapshot
+from delta_sink.delta.state import LogState
+from delta_sink.errand import Ended, Errand, Rest, Steps, Task, Turn, Upkeep, do, do_all
+from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
+from delta_sink.lease import Held, lease_key, slot_key, slot_of
+from delta_sink.model import OutgoingRecord, TopicPartition
+from delta_sink.where import WhereWrong, bind, parse_where
+
+MIB: Final = 1024 * 1024
+DIVIDE_FILES: Final = 2_000
+DIVIDE_BYTES: Final = 2 * 1024 * MIB
+"""A command with so many files or bytes to rewrite, in several slots, is divided."""
+
+ROUNDS_MAX: Final = 3
+"""How often what was dropped, because others changed the files, is planned anew."""
+
+FOLLOW_MS: Final = 1_000
+PROGRESS_COMMITS: Final = 10
+EXPIRY_GRACE_MS: Final = 600_000
+"""How long after its expiry a divided command waits for parts that had begun."""
+CHECKPOINT_FIGURES: Final = ("version", "files", "tombstones", "txns", "size_bytes")
+BASE_BYTES: Final = 160 * MIB
+"""What the process takes before it rewrites anything."""
+ROW_GROUP_BYTES: Final = 96 * MIB
+"""Of a file in the making: the rows that wait for their row group, and those being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionPlan:
+    """What a command comes to: bins by slot, planned from the table at `state`."""
+
+    state: LogState
+    layout: FileLayout
+    policy: CompactionPolicy
+    slots: Mapping[int, tuple[Bin, ...]]
+
+    @property
+    def bins(self) -> tuple[Bin, ...]:
+        """All bins."""
+        return tuple(each for bins in self.slots.values() for each in bins)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is worth being divided among compactors."""
+        files = sum(len(each.files) for each in self.bins)
+        size_bytes = sum(each.size_bytes for each in self.bins)
+        is_much = files >= DIVIDE_FILES or size_bytes >= DIVIDE_BYTES
+        return is_much and len(self.slots) > 1
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done so far, under the names of the outcome."""
+
+    files_removed: int = 0
+    files_added: int = 0
+    bytes_removed: int = 0
+    bytes_added: int = 0
+    rows: int = 0
+    commits: int = 0
+    dropped: int = 0
+    """Bins that were given up because somebody else changed their files."""
+
+    def take(self, done: Compacted) -> None:
+        """Count a step."""
+        self.files_removed += done.files_removed
+        self.files_added += done.files_added
+        self.bytes_removed += done.bytes_removed
+        self.bytes_added += done.bytes_added
+        self.rows += done.rows
+        self.commits += 1
+
+    @property
+    def result(self) -> dict[str, object]:
+        """The figures of an outcome."""
+        names = ("files_removed", "files_added", "bytes_removed", "bytes_added", "rows", "commits")
+        return {name: getattr(self, name) for name in names}
+
+
+def compact(errand: Errand) -> Steps[Ended]:
+    """Return what became of a `compact` command, or of one of its parts."""
+    args = errand.command.args
+    assert isinstance(args, Compact), errand.command
+    upkeep, part = errand.upkeep, errand.command.part
+    try:
+        plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, part))
+    except WhereWrong as error:
+        return Ended("refused", f"'where': {error}")
+    except TableRefused as error:
+        return Ended("refused", str(error))
+    if args.dry_run:
+        return Ended("succeeded", _dry_sentence(plan), _dry_result(plan))
+    if part is None and upkeep.client is not None and plan.is_large:
+        ended = yield from _divide(errand, upkeep.client, sorted(plan.slots))
+        return ended
+    tally = Tally()
+    for round_number in range(ROUNDS_MAX):
+        tally.dropped = 0
+        for slot in sorted(plan.slots):
+            yield from _compact_slot(errand, args, plan, slot, tally)
+        if not tally.dropped or round_number == ROUNDS_MAX - 1:
+            break
+        plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, part))
+    message = ""
+    if tally.dropped:
+        message = f"{tally.dropped} bins were left: others changed their files meanwhile"
+    return Ended("succeeded", message, tally.result)
+
+
+def _dry_sentence(plan: CompactionPlan) -> str:
+    files = sum(len(each.files) for each in plan.bins)
+    return f"{files} files in {len(plan.bins)} bins would be rewritten; nothing was changed"
+
+
+def _dry_result(plan: CompactionPlan) -> dict[str, object]:
+    return {
+        "dry_run": True,
+        "files_removed": sum(len(each.files) for each in plan.bins),
+        "bytes_removed": sum(each.size_bytes for each in plan.bins),
+        "bins": len(plan.bins),
+        "table_partitions": len({each.values for each in plan.bins}),
+    }
+
+
+# --- planning: a job ------------------------------------------------------------------------------
+
+
+def plan_compaction_of(upkeep: Upkeep, args: Compact, part: Part | None) -> CompactionPlan:
+    """Return the bins that a command means, of the table as it is now.
+
+    Raises:
+        WhereWrong: the filter does not fit the table.
+        TableRefused: there is no table, or it is none whose files this sink may replace.
+    """
+    log = upkeep.log
+    for _ in range(ROUNDS_MAX):
+        snapshot = read_snapshot(log)
+        if snapshot is None:
+            raise TableRefused("there is no table to compact: its log is empty")
+        state = snapshot.state
+        policy = policy_of(upkeep, args, state)
+        layout = compaction_layout(state, _layout_like(upkeep, state))
+        if policy.order is not None:
+            check_order(policy.order, layout.schema, layout.partition_by)
+        where = None
+        if args.where is not None:
+            where = bind(parse_where(args.where), layout.schema, layout.partition_by).selects
+        try:
+            files = snapshot.files()
+        except ObjectMissing:
+            continue  # The checkpoint was cleaned up under us: there is a newer one.
+        now_ms = log.clock.wall_ms()
+        bins = plan_bins(files, layout.partition_by, policy, now_ms=now_ms, where=where)
+        return CompactionPlan(state, layout, policy, _by_slot(bins, layout.partition_by, part))
+    raise TableRefused("checkpoints came and went faster than they could be read: try again")
+
+
+def policy_of(upkeep: Upkeep, args: Compact, state: LogState) -> CompactionPolicy:
+    """Return what is worth rewriting: as the command says, else the table, else the file."""
+    order: Order | None = None
+    if args.sort_by:
+        order = Order("sort", args.sort_by)
+    elif args.zorder_by:
+        order = Order("zorder", args.zorder_by)
+    configured = upkeep.settings.compaction
+    target = args.target_file_bytes or target_file_bytes(
+        state.metadata, configured.target_file_bytes
+    )
+    return CompactionPolicy(target, quiet_ms=configured.quiet_ms, order=order)
+
+
+def _layout_like(upkeep: Upkeep, state: LogState) -> FileLayout | None:
+    """Return how the sink's own file says that files are written."""
+    parquet = upkeep.settings.table.parquet
+    like = compaction_layout(state)
+    present = [name for name in parquet.bloom_filter_columns if name in like.schema.names]
+    return replace(
+        like,
+        compression=parquet.compression,
+        compression_level=parquet.compression_level,
+        row_group_rows=parquet.row_group_rows,
+        dictionary=parquet.dictionary,
+        bloom_filter_columns=tuple(present),
+    )
+
+
+def _by_slot(
+    bins: Sequence[Bin], partition_by: Sequence[str], part: Part | None
+) -> dict[int, tuple[Bin, ...]]:
+    found: dict[int, list[Bin]] = {}
+    for each in bins:
+        slot = slot_of(partition_path(partition_by, each.values))
+        if part is None or slot == part.slot:
+            found.setdefault(slot, []).append(each)
+    return {slot: tuple(several) for slot, several in found.items()}
+
+
+# --- rewriting ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Underway:
+    """A bin while it is rewritten; its `state` is where its inputs are known to be live."""
+
+    steps: Iterator[Rewritten]
+    state: LogState
+    weight: Weight = field(default_factory=Weight)
+
+
+def bins_at_once(upkeep: Upkeep, target_file_bytes: int) -> int:
+    """Return how many bins are rewritten side by side: cores and memory allow so many."""
+    room = upkeep.memory_bytes_max - BASE_BYTES
+    by_memory = room // (target_file_bytes + ROW_GROUP_BYTES)
+    return max(1, min(by_memory, upkeep.cores, upkeep.settings.compaction.threads_max))
+
+
+def _compact_slot(
+    errand: Errand, args: Compact, plan: CompactionPlan, slot: int, tally: Tally
+) -> Steps[None]:
+    """Rewrite the bins of one slot under its lease."""
+    upkeep = errand.upkeep
+    key = slot_key(upkeep.table_uri, slot)
+    asked_ms = upkeep.log.clock.elapsed_ms()
+    held = yield from errand.hold(key)
+    if upkeep.log.clock.elapsed_ms() - asked_ms >= FOLLOW_MS:
+        # Somebody else had the slot until now: what was planned before may well be done.
+        only = Part(errand.command.id, 0, 1, slot)
+        plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, only))
+    yield from _rewrite_all(errand, plan, plan.slots.get(slot, ()), held, tally)
+    yield from errand.let_go(key)
+
+
+def _rewrite_all(
+    errand: Errand, plan: CompactionPlan, bins: Sequence[Bin], held: Held | None, tally: Tally
+) -> Steps[None]:
+    """Rewrite bins, several side by side; commit their steps one after another."""
+    upkeep, waiting = errand.upkeep, list(reversed(bins))
+    at_once = bins_at_once(upkeep, plan.policy.target_file_bytes)
+    weights = [Weight() for _ in range(at_once)]
+    active: list[_Underway] = []
+    while waiting or active:
+        yield from errand.go_on()
+        while waiting and len(active) < at_once:
+            weight = next(w for w in weights if all(each.weight is not w for each in active))
+            active.append(_begun(upkeep, plan, waiting.pop(), weight))
+        began_ms = upkeep.log.clock.elapsed_ms()
+        rewritten = yield from do_all([Task("rewrite", partial(_next, each)) for each in active])
+        bytes_before = tally.bytes_removed
+        for each, step in list(zip(active, rewritten, strict=True)):
+            if not isinstance(step, Rewritten):
+                active.remove(each)
+                tally.dropped += step is _DROPPED
+            elif not (yield from _commit(errand, each, step, held, tally)):
+                active.remove(each)
+                tally.dropped += 1
+        yield from _slow_down(upkeep, tally.bytes_removed - bytes_before, began_ms)
+
+
+def _begun(upkeep: Upkeep, plan: CompactionPlan, planned: Bin, weight: Weight) -> _Underway:
+    steps = rewrite_bin(
+        upkeep.log,
+        planned,
+        plan.layout,
+        state=plan.state,
+        target_file_bytes=plan.policy.target_file_bytes,
+        order=plan.policy.order,
+        weight=weight,
+    )
+    return _Underway(steps, plan.state, weight)
+
+
+_DROPPED: Final = object()
+
+
+def _next(underway: _Underway) -> Rewritten | object | None:
+    """Return the bin's next step, None at its end, or `_DROPPED`: an input is gone. A job."""
+    try:
+        return next(underway.steps, None)
+    except ObjectMissing:
+        return _DROPPED
+
+
+def _commit(
+    errand: Errand, underway: _Underway, step: Rewritten, held: Held | None, tally: Tally
+) -> Steps[bool]:
+    """Return whether a step is in the log, so that its bin may go on."""
+    yield from errand.go_on()
+    upkeep, author, state = errand.upkeep, errand.author(held), underway.state
+    try:
+        done = yield from do("commit", lambda: commit_rewritten(upkeep.log, state, step, author))
+    except FencedError as error:
+        upkeep.log.telemetry.event("compaction_dropped", "info", reason=str(error))
+        return False
+    underway.state = done.state
+    tally.take(done)
+    count = upkeep.log.telemetry.count
+    count("delta_sink_compaction_bytes_total", done.bytes_removed, direction="read")
+    count("delta_sink_compaction_bytes_total", done.bytes_added, direction="written")
+    if tally.commits % PROGRESS_COMMITS == 0:
+        yield from errand.tell("progress", "", tally.result)
+    return True
+
+
+def _slow_down(upkeep: Upkeep, bytes_read: int, began_ms: int) -> Steps[None]:
+    """Wait so long that the budget of bytes read a second is kept."""
+    per_second_max = upkeep.settings.compaction.bytes_per_s_max
+    if per_second_max is None:
+        return
+    due_ms = began_ms + 1_000 * bytes_read // per_second_max
+    spare_ms = due_ms - upkeep.log.clock.elapsed_ms()
+    if spare_ms > 0:
+        yield Rest(spare_ms)
+
+
+# --- dividing -------------------------------------------------------------------------------------
+
+
+def _divide(errand: Errand, client: ControlClient, slots: Sequence[int]) -> Steps[Ended]:
+    """Return what became of a command whose slots are work items of the group."""
+    items = [
+        part_of(errand.command, Part(errand.command.id, index, len(slots), slot))
+        for index, slot in enumerate(slots)
+    ]
+    offsets = yield from do("follow", lambda: recent_offsets(client))
+    # Their own ids are their keys, so that they spread over the topic's partitions.
+    records = [
+        OutgoingRecord(item.id.encode(), encode_command(item, client.signer)) for item in items
+    ]
+    yield from do("divide", lambda: client.producer.send(client.topic, records))
+    yield from errand.tell("progress", f"divided into {len(items)} parts")
+    yield Turn(give_back=True)
+    final = yield from _followed(errand, client, {item.id for item in items}, offsets)
+    return summary(items, final)
+
+
+def part_of(command: Command, part: Part) -> Command:
+    """Return a work item of `command`; made again for the same slot, it has the same id."""
+    return replace(command, id=f"{command.id[:120]}.{part.slot:02d}", part=part)
+
+
+def _followed(
+    errand: Errand, client: ControlClient, ids: set[str], offsets: dict[TopicPartition, int]
+) -> Steps[dict[str, Outcome]]:
+    """Return the final outcome of each part; those that have none when the command expires lack."""
+    final: dict[str, Outcome] = {}
+    clock = errand.upkeep.log.clock
+    expiry_ms = errand.command.expiry_ms
+    while ids - final.keys():
+        yield from errand.go_on()
+        try:
+            found = yield from do("follow", lambda: list(newer_outcomes(client, offsets)))
+        except RetriableError:
+            found = []
+        for outcome in found:
+            if outcome.id in ids and outcome.is_final:
+                final.setdefault(outcome.id, outcome)
+        if expiry_ms is not None and clock.wall_ms() > expiry_ms + EXPIRY_GRACE_MS:
+            break
+        yield Rest(FOLLOW_MS)
+    return final
+
+
+def summary(items: Sequence[Command], final: Mapping[str, Outcome]) -> Ended:
+    """Return the outcome of the whole from those of its parts: figures add up, one bad is bad."""
+    result = Tally().result
+    for outcome in final.values():
+        for name in result:
+            value = outcome.result.get(name)
+            if type(value) is int:
+                result[name] += value  # type: ignore[operator]  # a Tally holds whole numbers
+    result["parts"] = len(items)
+    missing = [item.id for item in items if item.id not in final]
+    if missing:
+        return Ended("failed", f"{len(missing)} of {len(items)} parts had no outcome", result)
+    bad = [outcome for outcome in final.values() if outcome.state != "succeeded"]
+    if bad:
+        sentence = f"{len(bad)} of {len(items)} parts did not succeed: {bad[0].message}"
+        return Ended("failed", sentence, result)
+    return Ended("succeeded", "", result)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def checkpoint(errand: Errand) -> Steps[Ended]:
+    """Return what became of a `checkpoint` command."""
+    args = errand.command.args
+    assert isinstance(args, Checkpoint), errand.command
+    upkeep = errand.upkeep
+    if args.dry_run:
+        state = yield from do("open", lambda: open_log(upkeep.log))
+        if state is None:
+            return Ended("refused", "there is no table: its log is empty")
+        return Ended("succeeded", "", {"dry_run": True, "version": state.version})
+    key = lease_key(upkeep.table_uri, "checkpoint")
+    yield from errand.hold(key)
+    written = yield from do("checkpoint", lambda: write_checkpoint(upkeep.log))
+    yield from errand.let_go(key)
+    if written is None:
+        return Ended("refused", "there is no table: its log is empty")
+    message = "" if written.is_ours else "it was there already"
+    result = {name: getattr(written, name) for name in CHECKPOINT_FIGURES}
+    return Ended("succeeded", message, result)

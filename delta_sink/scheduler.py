@@ -1,0 +1,206 @@
+"""Asking for maintenance by policy: the errand without an end of one compactor a table.
+
+Under the lease `scheduler` it follows the table's log and sends commands to the control topic as
+anybody else would: compactions of the table partitions whose small files ask for one, checkpoints
+by commits and age, clean-ups of the log, and what the cron expressions say. An id says what was
+asked for and in which minute, so that two schedulers, where the lock is broken, ask once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from delta_sink.asking import Wanted, command_for, compactions_for
+from delta_sink.compacting import policy_of
+from delta_sink.control import Checkpoint, CleanupLog, Compact, Vacuum
+from delta_sink.control_client import ControlClient, send_command
+from delta_sink.delta.snapshot import read_snapshot
+from delta_sink.delta.state import LogState
+from delta_sink.errand import Errand, Interrupted, Rest, Steps, Upkeep, do
+from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
+from delta_sink.lease import lease_key
+from delta_sink.policy import MINUTE_MS, Debt, SmallFiles, Values, cron_due
+
+PERIOD_MS: Final = 10_000
+REOPEN_MS: Final = 600_000
+"""So often the table is read anew: what others have checkpointed or cleaned up shows then."""
+
+REPEAT_MS: Final = 60_000
+REPEAT_IDLE_MS: Final = 600_000
+"""A request of which nothing came is made again so late."""
+
+CLEANUP_MS: Final = 3_600_000
+CRON_BACK_MS: Final = 5 * MINUTE_MS
+"""A new scheduler looks back so far for times that its predecessor may have missed."""
+
+INTERVAL_PROPERTY: Final = "delta.checkpointInterval"
+
+
+@dataclass(slots=True)
+class Watched:
+    """What the scheduler knows of the table, and what it has asked for."""
+
+    state: LogState
+    small: SmallFiles
+    opened_ms: int
+    version: int
+    checkpoint_version: int
+    checkpoint_ms: int
+    cron_ms: int
+    cleanup_version: int
+    cleanup_ms: int
+    asked: dict[Values, tuple[Debt, int]] = field(default_factory=dict)
+
+
+def schedule(errand: Errand) -> Steps[None]:
+    """Ask for what is due until the worker stops."""
+    upkeep = errand.upkeep
+    assert upkeep.client is not None, "without a topic there is nobody to ask"
+    key = lease_key(upkeep.table_uri, "scheduler")
+    while True:
+        yield from errand.hold(key)
+        try:
+            yield from _ask_for_ever(errand, upkeep.client)
+        except (RetriableError, FencedError, TableRefused) as error:
+            upkeep.log.telemetry.event("waiting", "warning", reason=str(error))
+        except Interrupted:
+            if errand.is_stopping:
+                yield from errand.let_go(key)
+                return
+        yield from errand.let_go(key)
+        yield Rest(PERIOD_MS)
+
+
+def _ask_for_ever(errand: Errand, client: ControlClient) -> Steps[None]:
+    upkeep = errand.upkeep
+    watched: Watched | None = None
+    while True:
+        yield from errand.go_on()
+        before = watched
+        watched = yield from do("follow", lambda: _followed(upkeep, before))  # noqa: B023  # runs before the next round
+        if watched is not None:
+            for wanted in wanted_now(upkeep, watched, upkeep.log.clock.wall_ms()):
+                yield from _send(errand, client, wanted)
+        yield Rest(PERIOD_MS)
+
+
+def _send(errand: Errand, client: ControlClient, wanted: Wanted) -> Steps[None]:
+    upkeep = errand.upkeep
+    command = command_for(wanted, upkeep.table_uri, "scheduler", now_ms=upkeep.log.clock.wall_ms())
+    yield from do("ask", lambda: send_command(client, command))
+    upkeep.log.telemetry.event(
+        "command_sent", command=command.command, id=command.id, reason=wanted.reason
+    )
+
+
+# --- what is seen: jobs ---------------------------------------------------------------------------
+
+
+def _followed(upkeep: Upkeep, watched: Watched | None) -> Watched | None:
+    """Return what is known of the table now; None while there is none."""
+    now_ms = upkeep.log.clock.elapsed_ms()
+    if watched is None or now_ms - watched.opened_ms >= REOPEN_MS:
+        return _opened(upkeep, watched)
+    while True:
+        entry = upkeep.log.entries.read(watched.version + 1)
+        if entry is None:
+            return watched
+        if entry.metadata is not None or entry.protocol is not None:
+            return _opened(upkeep, watched)
+        watched.small.apply(entry)
+        watched.version = entry.version
+
+
+def _opened(upkeep: Upkeep, before: Watched | None) -> Watched | None:
+    """Return the table as it is now, with what was asked for before."""
+    log, wall_ms = upkeep.log, upkeep.log.clock.wall_ms()
+    snapshot = read_snapshot(log)
+    if snapshot is None:
+        return None
+    state = snapshot.state
+    small = SmallFiles(state.metadata.partition_columns, policy_of(upkeep, Compact(), state))
+    try:
+        small.take(snapshot.files())
+    except ObjectMissing:
+        return before  # The checkpoint was cleaned up under us: next time.
+    checkpoint = -1 if snapshot.checkpoint is None else snapshot.checkpoint.version
+    found = Watched(
+        state=state,
+        small=small,
+        opened_ms=log.clock.elapsed_ms(),
+        version=state.version,
+        checkpoint_version=checkpoint,
+        checkpoint_ms=wall_ms,
+        cron_ms=wall_ms - CRON_BACK_MS,
+        cleanup_version=-1,
+        cleanup_ms=wall_ms,
+    )
+    if before is not None:
+        found.checkpoint_version = max(checkpoint, before.checkpoint_version)
+        found.checkpoint_ms, found.cron_ms = before.checkpoint_ms, before.cron_ms
+        found.cleanup_version, found.cleanup_ms = before.cleanup_version, before.cleanup_ms
+        found.asked = before.asked
+    return found
+
+
+# --- what is wanted: pure -------------------------------------------------------------------------
+
+
+def wanted_now(upkeep: Upkeep, watched: Watched, now_ms: int) -> list[Wanted]:
+    """Return what is to be asked for now; `watched` notes that it was asked."""
+    return [
+        *_compactions(upkeep, watched, now_ms),
+        *_checkpoints(upkeep, watched, now_ms),
+        *_cleanups(watched, now_ms),
+        *_by_cron(upkeep, watched, now_ms),
+    ]
+
+
+def _compactions(upkeep: Upkeep, watched: Watched, now_ms: int) -> Iterator[Wanted]:
+    due = []
+    for debt in watched.small.due(upkeep.settings.compaction, now_ms):
+        last = watched.asked.get(debt.values)
+        if last is not None and not _may_ask_again(debt, *last, now_ms):
+            continue
+        watched.asked[debt.values] = (debt, now_ms)
+        due.append(debt)
+    yield from compactions_for(due, watched.state.metadata, now_ms)
+
+
+def _may_ask_again(debt: Debt, before: Debt, asked_ms: int, now_ms: int) -> bool:
+    is_same = (debt.files, debt.newest_ms) == (before.files, before.newest_ms)
+    return now_ms - asked_ms >= (REPEAT_IDLE_MS if is_same else REPEAT_MS)
+
+
+def _checkpoints(upkeep: Upkeep, watched: Watched, now_ms: int) -> Iterator[Wanted]:
+    configured = upkeep.settings.checkpoint
+    interval = watched.state.metadata.configuration.get(INTERVAL_PROPERTY) or ""
+    commits_max = int(interval) if interval.isdigit() and int(interval) else configured.commits_max
+    commits = watched.version - watched.checkpoint_version
+    age_ms = now_ms - watched.checkpoint_ms
+    if commits <= 0 or (commits < commits_max and age_ms < configured.age_max_ms):
+        return
+    watched.checkpoint_version, watched.checkpoint_ms = watched.version, now_ms
+    reason = f"{commits} commits since the last one, {age_ms // 1000} s"
+    yield Wanted(f"checkpoint.{watched.version}", Checkpoint(), reason, now_ms)
+
+
+def _cleanups(watched: Watched, now_ms: int) -> Iterator[Wanted]:
+    if now_ms - watched.cleanup_ms < CLEANUP_MS or watched.version <= watched.cleanup_version:
+        return
+    watched.cleanup_ms, watched.cleanup_version = now_ms, watched.version
+    yield Wanted("cleanup-log", CleanupLog(), "an hour has passed", now_ms)
+
+
+def _by_cron(upkeep: Upkeep, watched: Watched, now_ms: int) -> Iterator[Wanted]:
+    settings, after_ms = upkeep.settings, watched.cron_ms
+    watched.cron_ms = now_ms
+    for name, expression, args in (
+        ("cron.compact", settings.compaction.cron, Compact()),
+        ("cron.vacuum", settings.vacuum.cron, Vacuum(dry_run=False)),
+    ):
+        at_ms = None if expression is None else cron_due(expression, after_ms, now_ms)
+        if at_ms is not None:
+            yield Wanted(name, args, f"its time is {expression}", at_ms)
