@@ -97,6 +97,24 @@ class Source:
             for partition in range(topic.partitions)
         }
 
+    def confirm(self, read_as: Mapping[TopicPartition, AppId]) -> None:
+        """Return if the brokers have no other topic now under a name that was read as `read_as`.
+
+        Asked after a batch was read and before it is committed: a topic that is deleted, created
+        again and filled past the old offset reads on as if it were the old one.
+
+        Raises:
+            FencedError: a topic was created again; settling says what to do.
+            BrokerUnavailable: no broker answered.
+        """
+        if self.settings.source.topic_ids != "required":
+            return
+        names = sorted({tp.topic for tp in read_as})
+        found = self.app_ids(self.broker.topics(names, None))
+        for tp, app_id in read_as.items():
+            if found.get(tp, app_id) != app_id:
+                raise FencedError(rival_sentence(found[tp], app_id))
+
 
 def open_table(source: Source, author: Author) -> LogState:
     """Return the state of the table, created if there was none and the file says how.

@@ -29,6 +29,7 @@ from delta_sink.delta.commit import Log
 from delta_sink.delta.parquet import DataFile
 from delta_sink.errors import FatalError
 from delta_sink.memory import MemoryBudget
+from delta_sink.model import OffsetRange
 from delta_sink.ports import Job, Jobs
 from delta_sink.settings import Settings
 from delta_sink.view import TableView
@@ -83,11 +84,18 @@ class Pipeline:
         jobs: Jobs,
         budget: MemoryBudget,
         dead_letters: DeadLetterTarget | None,
+        confirming: Callable[[Sequence[OffsetRange]], Callable[[], None]],
     ) -> None:
+        """Begin empty.
+
+        `confirming` is given the ranges of a batch once it is whole, and returns what a job calls
+        before it encodes them: it raises if they may not be committed.
+        """
         self._settings = settings
         self._log = log
         self._jobs = jobs
         self._dead_letters = dead_letters
+        self._confirming = confirming
         self._pipeline_bytes = budget.pipeline_bytes
         flush = settings.flush
         policy = FlushPolicy(flush.interval_ms, flush.rows_max, flush.bytes_max, budget.chunk_bytes)
@@ -123,12 +131,12 @@ class Pipeline:
     @property
     def held_bytes(self) -> int:
         """What is occupied between poll and store: records, rows and files."""
-        return (
-            self._intake.held_bytes
-            + sum(chunk.held_bytes for chunk, _ in self._decoding)
-            + self._gathering.held_bytes
-            + sum(sealed.occupies_bytes for sealed in self._sealed)
-        )
+        held = self._intake.held_bytes + self._gathering.held_bytes
+        for chunk, _ in self._decoding:
+            held += chunk.held_bytes
+        for sealed in self._sealed:
+            held += sealed.occupies_bytes
+        return held
 
     @property
     def oldest_produced_ms(self) -> int | None:
@@ -180,9 +188,12 @@ class Pipeline:
 
         Raises:
             BadRecords: by policy the worker stops; everything read after them is forgotten.
+            FencedError: what was read may not be committed. Clear and ask the log where to go on.
             RetriableError: dead letters or files did not get through. Clear and read again.
             FatalError: as brokers and store say.
         """
+        if self.is_empty:
+            return
         self._take_decoded()
         self._take_encoded()
         # Nothing more comes in while it is full: what is in must go, due or not.
@@ -284,8 +295,10 @@ class Pipeline:
         self, view: TableView, batch: Batch, commit_id: str, tag: int
     ) -> Job[EncodedBatch]:
         log, target, sink = self._log, self._dead_letters, self._settings.name
+        confirm = self._confirming(batch.ranges)
 
         def encode() -> EncodedBatch:
+            confirm()
             return encode_batch(
                 batch,
                 view.layout,

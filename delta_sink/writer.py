@@ -29,7 +29,7 @@ through `delta.commit`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from delta_sink import __version__
@@ -50,7 +50,7 @@ from delta_sink.errors import (
     SourceRefused,
 )
 from delta_sink.memory import MemoryBudget, PollPace
-from delta_sink.model import AppId, Records, TopicPartition
+from delta_sink.model import AppId, OffsetRange, Records, TopicPartition
 from delta_sink.part import Part
 from delta_sink.pipeline import BadRecords, Pipeline, Sealed
 from delta_sink.ports import (
@@ -121,12 +121,13 @@ class Writer:
         self._log = source.log
         self._clock = source.log.clock
         self._telemetry = source.log.telemetry
-        self._pipeline = Pipeline(source.settings, source.log, jobs, budget, dead_letters)
+        self._pipeline = Pipeline(
+            source.settings, source.log, jobs, budget, dead_letters, self._confirming
+        )
         fresh_id = source.log.entropy.unique_id()[:12]
         self._worker_id = fresh_id if company is None else company.worker
-        self._reporter = Reporter(
-            source.log, worker=self._worker_id, table=source.settings.table.uri
-        )
+        uri = source.settings.table.uri
+        self._reporter = Reporter(source.log, worker=self._worker_id, table=uri)
         self._generation = 0
         self._parts: dict[TopicPartition, Part] = {}
         self._state: LogState | None = None
@@ -493,11 +494,18 @@ class Writer:
             except BadRecords as error:
                 self._failure = error
                 self._stop_asked = True
+            except FencedError as error:
+                self._on_fenced(error)
             except RetriableError as error:
                 self._back_off(self._committing, error)
                 self._drop("dead letters or files did not get through")
         if self._lane is None:
             self._lane = self._next_for_lane()
+
+    def _confirming(self, ranges: Sequence[OffsetRange]) -> Callable[[], None]:
+        """Return what tells in a job whether these were read from the topics they are named for."""
+        read_as = {covered.tp: self._parts[covered.tp].app_id for covered in ranges}
+        return lambda: self._source.confirm(read_as)
 
     def _must_flush(self) -> bool:
         """Whether waiting for more makes no sense: stopping, or everything up to the end is read."""
@@ -527,9 +535,7 @@ class Writer:
         return None
 
     def _unsettled(self) -> dict[TopicPartition, Part]:
-        return {
-            tp: part for tp, part in self._parts.items() if not part.is_live and not part.halted
-        }
+        return {tp: p for tp, p in self._parts.items() if not p.is_live and not p.halted}
 
     def _start_commit(self, sealed: Sealed) -> Lane:
         assert sealed.encoded is not None

@@ -218,7 +218,7 @@ class _Beside:
             | (millis > TIMESTAMP_MAX_US // 1000)
         )
         micros = np.where(absent, 0, millis) * 1000
-        return pa.array(micros, pa.int64(), mask=absent).cast(pa.timestamp("us", tz="UTC"))
+        return pa.array(micros.view("M8[us]"), pa.timestamp("us", tz="UTC"), mask=absent)
 
     def key(self) -> pa.Array:
         return pa.array(self._listed("keys"), pa.binary())
@@ -303,7 +303,8 @@ def _without_unusable(
             drop |= mask
     if drop.any():
         table, places = table.filter(pa.array(~drop)), places[~drop]
-    return table.cast(spec.schema.arrow), places
+    # Nothing is null any more that may not be, and the types were right before.
+    return pa.Table.from_arrays(table.columns, schema=spec.schema.arrow), places
 
 
 def _flags(mask: pa.BooleanArray | pa.ChunkedArray) -> npt.NDArray[np.bool_]:

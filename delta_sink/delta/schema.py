@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast, get_args
 
 import pyarrow as pa
@@ -53,6 +54,11 @@ __all__ = [
 ]
 
 
+@lru_cache(maxsize=64)
+def _arrow_schema(fields: tuple[Field, ...]) -> pa.Schema:
+    return pa.schema([arrow_field(f) for f in fields])  # asked for several times a batch
+
+
 @dataclass(frozen=True, slots=True)
 class TableSchema:
     """The columns of a table, in their order."""
@@ -74,7 +80,7 @@ class TableSchema:
     @property
     def arrow(self) -> pa.Schema:
         """The Arrow schema that rows of this table have between decoder and file."""
-        return pa.schema([arrow_field(f) for f in self.fields])
+        return _arrow_schema(self.fields)
 
     @property
     def has_timestamp_ntz(self) -> bool:

@@ -40,11 +40,15 @@ FAULTS = {
 
 
 POLL_STRETCHED_MS = 512
+BUSY_MS = 10
+"""A poll that waits no longer than this is one of a worker that has jobs out."""
+BUSY_STRETCHED_MS = 64
+"""So long it waits at first: the end of a job ends it, and nothing else could be done before."""
 IDLE_MS = 200
 """A poll that may wait so long is one of a worker for which nothing is due soon."""
-IDLE_POLLS = 3
+IDLE_POLLS = 2
 """So many idle polls in a row wait as long as they were told, before they are stretched."""
-IDLE_STRETCHED_MS = 3_200
+IDLE_STRETCHED_MS = 5_000
 NOTHING = Polled()
 
 
@@ -164,7 +168,8 @@ class FakeGroup:
 
     def forget(self, topic: str) -> None:
         """Drop the committed offsets of a deleted topic."""
-        self.committed = {tp: at for tp, at in self.committed.items() if tp.topic != topic}
+        for tp in [tp for tp in self.committed if tp.topic == topic]:
+            del self.committed[tp]
 
     def _partitions(self) -> list[TopicPartition]:
         found: dict[TopicPartition, None] = {}
@@ -272,6 +277,7 @@ class FakeConsumer:
         self._isolated_until_ms = 0
         self._seen: tuple[int, bool, bool] | None = None
         self._empty_polls = 0
+        self._ended_count = 0
         self._waiting_for: str | None = None
         self._polled_ms = self._world.now_ms
         self._commit_lands_ms = 0
@@ -284,10 +290,11 @@ class FakeConsumer:
     def poll(self, records_max: int, timeout_ms: int) -> Polled:
         """Return events and records that are there now or come within `timeout_ms`.
 
-        It may return earlier with nothing when a job of its host ends, and later when many polls
-        in a row found nothing (short ones up to `POLL_STRETCHED_MS`, those of an idle worker up
-        to `IDLE_STRETCHED_MS`), as a busy machine is late: a worker that polls every 2 ms while
-        it waits, or five times a second while nothing comes, would cost most of a run otherwise.
+        It may return earlier with nothing when a job of its host has ended since the last one,
+        and later when many polls in a row found nothing (short ones up to `POLL_STRETCHED_MS`,
+        those of an idle worker up to `IDLE_STRETCHED_MS`), as a busy machine is late: a worker
+        that polls every 2 ms while it waits, or five times a second while nothing comes, would
+        cost most of a run otherwise.
         """
         assert records_max >= 1, "records_max is below 1"
         world = self._world
@@ -297,6 +304,7 @@ class FakeConsumer:
         if not self._is_quiet():
             world.switch("consumer.poll begins", records_max)
         deadline_ms = world.now_ms + self._patience_ms(timeout_ms)
+        jobs = self.host.jobs
         while True:
             self._polled_ms = world.now_ms
             polled = self._poll_once(records_max)
@@ -307,18 +315,19 @@ class FakeConsumer:
             left_ms = deadline_ms - world.now_ms
             if left_ms <= 0 or not world.in_task:
                 return polled
-            signals = (self._kafka.changed, self.host.jobs.ended)
-            world.wait_any(signals, left_ms, "consumer.poll waits", left_ms)
-            if self._is_quiet() and world.now_ms < deadline_ms:
+            if jobs.ended_count != self._ended_count:
+                self._ended_count = jobs.ended_count
                 self._empty_polls = 0
                 return polled
+            signals = (self._kafka.changed, jobs.ended)
+            world.wait_any(signals, left_ms, "consumer.poll waits", left_ms)
 
     def _patience_ms(self, timeout_ms: int) -> int:
-        least_ms = max(1, timeout_ms)
         self._empty_polls += 1
-        if least_ms >= IDLE_MS:
+        if timeout_ms >= IDLE_MS:
             doublings = min(max(0, self._empty_polls - IDLE_POLLS), 10)
-            return max(least_ms, min(IDLE_STRETCHED_MS, least_ms << doublings))
+            return max(timeout_ms, min(IDLE_STRETCHED_MS, timeout_ms << doublings))
+        least_ms = max(timeout_ms, BUSY_STRETCHED_MS if timeout_ms <= BUSY_MS else 1)
         return max(least_ms, min(POLL_STRETCHED_MS, least_ms << min(2 * self._empty_polls - 2, 10)))
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:

@@ -148,12 +148,14 @@ class FakeJobs:
 
     Attributes:
         ended: notified when a job of this host ends.
+        ended_count: how often that happened.
     """
 
     def __init__(self, world: World, host: Host) -> None:
         self._world = world
         self._host = host
         self.ended = Signal(world)
+        self.ended_count = 0
         self._has_ended = False
 
     def submit(self, name: str, function: Callable[[], T]) -> FakeJob[T]:
@@ -164,8 +166,7 @@ class FakeJobs:
             try:
                 return function()
             finally:
-                self._has_ended = True
-                self.ended.notify()
+                self.wake()
 
         job = FakeJob[T](self._world.add_owned(self._host, run, name))
         self._world.switch("jobs.submit ends", name)
@@ -182,6 +183,7 @@ class FakeJobs:
     def wake(self) -> None:
         """End the present or the next `wait_ms` at once, as a signal handler does."""
         self._has_ended = True
+        self.ended_count += 1
         self.ended.notify()
 
 

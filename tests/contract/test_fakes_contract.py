@@ -16,6 +16,12 @@ from delta_sink.testing import FakeKafka, FakeLeases, FakeStore, World
 from tests.contract.consumer_contract import KafkaContract
 from tests.contract.lease_contract import LeaseContract
 from tests.contract.store_contract import StoreContract
+from tests.contract.system_contract import (
+    ClockContract,
+    EntropyContract,
+    JobsContract,
+    TelemetryContract,
+)
 
 SEEDS = range(40)
 
@@ -201,3 +207,58 @@ class TestFakeKafkaWithShortReads(InWorld, KafkaContract):
         kafka = SimulatedKafka(self.world, "cooperative")
         self.world.enable("kafka.short_read", 0.3)
         return kafka
+
+
+# --- the machine --------------------------------------------------------------------------------
+
+
+@in_world(ClockContract, without_threads=())
+class TestFakeClock(InWorld, ClockContract):
+    @pytest.fixture
+    def clock(self, _world):
+        return self.host.clock
+
+
+class TestFakeClockThatIsWrong(TestFakeClock):
+    """Wrong by days and fast by half a thousandth, as in the simulation."""
+
+    @pytest.fixture
+    def clock(self, _world):
+        self.host = self.world.host("wrong", skew_ms=8 * 86_400_000, drift_ppm=500)
+        return self.host.clock
+
+
+@in_world(EntropyContract, without_threads=())
+class TestFakeEntropy(InWorld, EntropyContract):
+    @pytest.fixture
+    def entropy(self, _world):
+        return self.host.entropy
+
+
+@in_world(JobsContract, without_threads=())
+class TestFakeJobs(InWorld, JobsContract):
+    @pytest.fixture
+    def jobs(self, _world):
+        return self.host.jobs
+
+    @pytest.fixture
+    def clock(self, _world):
+        return self.host.clock
+
+
+@in_world(TelemetryContract, without_threads=())
+class TestFakeTelemetry(InWorld, TelemetryContract):
+    @pytest.fixture
+    def telemetry(self, _world):
+        return self.host.telemetry
+
+    def events(self, telemetry):
+        return [(name, level, fields) for _, name, level, fields in telemetry.events]
+
+    def counted(self, telemetry, metric, **tags):
+        key = (metric, *tags.items())
+        return telemetry.counts[key] if key in telemetry.counts else telemetry.gauges[key]
+
+    def observed(self, telemetry, metric, **tags):
+        found = telemetry.observations[metric, *tags.items()]
+        return len(found), sum(found)

@@ -600,7 +600,13 @@ def _recreation(chaos: Chaos, random: Random) -> bool | None:
     ):
         return False
     chaos.stands_still.update(range(chaos.sim.partitions + 8))
+    partition = random.randrange(chaos.sim.partitions)
+    before = chaos.sim.kafka.log(TopicPartition(TOPIC, partition)).end
     chaos.sim.recreate_topic()
+    if random.random() < 0.6:
+        # Filled past where readers are: only its id tells the new topic from the old one.
+        for _ in range(before + random.randint(1, 20)):
+            chaos.sim.produce(partition)
     chaos.operator.expect("recreated")
     return None
 
@@ -688,9 +694,19 @@ def _compaction(chaos: Chaos, random: Random) -> bool | None:
 
 @event("vacuum's fence", times_max=3)
 def _fence(chaos: Chaos, random: Random) -> bool | None:
+    """What is behind the fence is deleted at once, or when a newer file waits for its commit."""
     if chaos.sim.oracle.version < 0:
         return False
-    foreign.fence(chaos.sim)
+    table, fenced = chaos.sim.oracle.metadata, foreign.raise_fence(chaos.sim) - 1
+
+    def sweep(task: object = None) -> None:
+        if not chaos.is_over and chaos.sim.oracle.metadata is table:
+            foreign.sweep(chaos.sim, fenced)
+
+    if random.random() < 0.5:
+        sweep()
+    else:
+        chaos.world.later(random.randrange(10_000), lambda: chaos.world.at("store.put ends", sweep))
     return None
 
 
@@ -706,5 +722,22 @@ def _checkpoint(chaos: Chaos, random: Random) -> bool | None:
 
 @event("clean-up", times_max=2)
 def _clean_up(chaos: Chaos, random: Random) -> None:
-    """By day nothing is old enough; that it is asked is what a broken clean-up is seen by."""
-    foreign.clean_up(chaos.sim, entries_max=random.choice((None, 3)))
+    """By day nothing is old enough; that it is asked is what a broken clean-up is seen by.
+
+    Sometimes a commit is just about to be sent to a place that would be cleaned up.
+    """
+    entries_max = random.choice((None, 3))
+    if random.random() < 0.5:
+        foreign.clean_up(chaos.sim, entries_max=entries_max)
+        return
+
+    def clean(task) -> None:
+        if chaos.is_over or chaos.is_quiet or chaos.is_dusk or task.name != "commit":
+            return
+        for _ in range(2):
+            version = chaos.sim.oracle.version
+            foreign.commit(chaos.sim, {"txn": {"appId": "somebody else", "version": version}})
+        foreign.checkpoint(chaos.sim)
+        foreign.clean_up(chaos.sim)
+
+    chaos.world.at("store.put_if_absent begins", clean)

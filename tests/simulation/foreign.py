@@ -111,13 +111,25 @@ def compact(sim: Simulation, files_max: int | None = None) -> int:
 
 def fence(sim: Simulation) -> int:
     """Let vacuum commit its fence at the head and delete what no commit lists behind it."""
-    fenced = sim.oracle.version
-    version = commit(sim, {"txn": {"appId": FENCE, "version": fenced}})
-    for path in sim.store.paths():
-        is_data = path.startswith("part-")
-        if is_data and path not in sim.oracle.files and int(path[5:25]) <= fenced:
-            sim.store.remove(path)
+    version = raise_fence(sim)
+    sweep(sim, version - 1)
     return version
+
+
+def raise_fence(sim: Simulation) -> int:
+    """Let vacuum commit its fence at the head; what it deletes, it deletes later."""
+    return commit(sim, {"txn": {"appId": FENCE, "version": sim.oracle.version}})
+
+
+def sweep(sim: Simulation, fenced: int) -> None:
+    """Let vacuum delete what lies behind its fence: uncommitted, or removed by then."""
+    for path in sim.store.paths():
+        if not path.startswith("part-") or path in sim.oracle.files:
+            continue
+        removed = sim.oracle.removed_at(path)
+        is_behind = int(path[5:25]) <= fenced if removed is None else removed <= fenced
+        if is_behind:
+            sim.store.remove(path)
 
 
 def checkpoint(sim: Simulation, *, hint: bool = True) -> None:

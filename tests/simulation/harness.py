@@ -38,6 +38,7 @@ source: {{topics: [{TOPIC}]}}
 value: {{format: json}}
 table:
   uri: /simulated/table
+  parquet: {{compression: none, dictionary: false}}
   schema:
     - {{name: seq, type: long}}
     - {{name: text, type: string}}
@@ -251,7 +252,10 @@ class Simulation:
     def retain(self, partition: int, offset: int) -> None:
         """Let retention delete what lies below `offset`."""
         records = self.ledger.records[TOPIC, partition]
-        self.ledger.optional[TOPIC, partition] |= {o for o in records if o < offset}
+        optional = self.ledger.optional[TOPIC, partition]
+        gone = {o for o in records if o < offset}
+        self.ledger.deleted[TOPIC, partition] |= gone - optional
+        optional |= gone
         self.kafka.retain_from(TOPIC, partition, offset)
 
     def truncate(self, partition: int, end: int) -> None:

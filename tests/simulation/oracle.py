@@ -63,13 +63,15 @@ class Ledger:
     """Every record that a reader of committed records could ever see, by partition and offset.
 
     `optional` are offsets that compaction dropped or retention deleted: they may have been read
-    before or not. `past` has what topics held that were deleted, by topic id and partition.
+    before or not; of those in `deleted`, which retention took, a commit says that they are gone.
+    `past` has what topics held that were deleted, by topic id and partition.
     """
 
     records: dict[tuple[str, int], dict[int, Produced]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     optional: dict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
+    deleted: dict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
     past: dict[tuple[str, int], tuple[dict[int, Produced], set[int]]] = field(default_factory=dict)
 
     def of(self, app_id: str, tp: tuple[str, int]) -> tuple[dict[int, Produced], set[int]]:
@@ -81,6 +83,7 @@ class Ledger:
         """Move what the topic held to the past: it was deleted, and others may come."""
         for tp in [tp for tp in self.records if tp[0] == topic]:
             self.past[topic_id, tp[1]] = (self.records.pop(tp), self.optional.pop(tp, set()))
+            self.deleted.pop(tp, None)
 
     def count(self) -> int:
         return sum(len(records) for records in self.records.values())
@@ -157,6 +160,10 @@ class Oracle:
     def removed_ms(self, path: str) -> int | None:
         """Return when a file was removed from the table, None if it never was."""
         return self._removed[path][1] if path in self._removed else None
+
+    def removed_at(self, path: str) -> int | None:
+        """Return the version that removed a file from the table, None if none did."""
+        return self._removed[path][0] if path in self._removed else None
 
     # --- what the store tells -------------------------------------------------------------------
 
@@ -346,7 +353,8 @@ class Oracle:
         place = self.places.setdefault(part["app_id"], Place(after, after))
         place.offset_next = after
         for seen in (place.rows, place.letters, place.skipped):
-            seen.difference_update(range(after, first))
+            # Not a range: a sink that is taken back jumps from the greatest offset there is.
+            seen.difference_update([offset for offset in seen if after <= offset < first])
 
     def _range(self, part: dict, receipt: dict, rows: list[int]) -> None:
         app_id, first, after = part["app_id"], part["offset_first"], part["offset_next"]
@@ -380,6 +388,10 @@ class Oracle:
         lost = wanted - covered - optional
         require(not lost, "I1", f"{app_id} lost {sorted(lost)[:5]} of {first}..{after}")
         require(covered <= wanted, "I1", f"{app_id} invented {sorted(covered - wanted)[:5]}")
+        if records is self.ledger.records[part["topic"], part["partition"]]:
+            unsaid = wanted & self.ledger.deleted[part["topic"], part["partition"]] - covered
+            unsaid.difference_update(gone)
+            require(not unsaid, "I4", f"{app_id} does not say that {sorted(unsaid)[:5]} are gone")
         false = wanted.intersection(gone) - optional
         require(not false, "I1", f"{app_id} calls {sorted(false)[:5]} gone, Kafka has them")
         for fate, offsets in (("letter", letters), ("skip", skipped)):
@@ -429,7 +441,8 @@ class Oracle:
 
 def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
     """Return the rows of a data file, read in this thread and from its bytes alone."""
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+    table = file.read(use_threads=False)
     columns = []
     for name in COLUMNS:
         if name in table.column_names:

@@ -246,6 +246,22 @@ def test_a_topic_that_is_created_again_while_it_is_read(seed):
         assert "created again" in sentence or "truncated" in sentence
 
 
+def test_a_topic_that_is_filled_past_the_old_offset_is_not_taken_for_the_old_one(seed):
+    """Only its id tells it apart: nothing of it may be committed under the old name."""
+    with simulation(seed, partitions=1) as sim:
+        sim.fill(10)
+        w0 = sim.start()
+        sim.run(lambda: sim.is_complete)
+        sim.run_for(2_000)
+        before = sim.app_id()
+        sim.recreate_topic()
+        sim.fill(20)
+        sentence = stopped_with(sim, w0, SourceRefused)
+        assert "created again" in sentence
+        assert sim.oracle.txns[before] == 10
+        assert "fenced" in w0.events
+
+
 # --- partitions that come -------------------------------------------------------------------------
 
 
