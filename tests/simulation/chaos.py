@@ -89,7 +89,7 @@ class Cuts:
     """What a run leaves out, for `minimise.py`: faults and events by name, records, time."""
 
     without: frozenset[str] = frozenset()
-    bursts: int = 95
+    bursts: int = 105
     day_ms: int = 120_000
 
 
