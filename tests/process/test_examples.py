@@ -197,13 +197,15 @@ def test_the_readme_leads_from_nothing_to_a_table(user):
             continue
         assert words[0] == "delta-sink"
         # A writer runs until it is stopped; the option makes it stop by itself.
-        until = ["--until-end"] if "run" in words else []
+        until = ["--until-end"] if words[1:3] == ["run", "writer"] else []
         printed = user.sink(*words[1:], *until, *ours)
         if "audit" in words:
             assert printed.startswith("exactly once: 10,000 rows"), printed
     assert [words[1] for words in seen if words[0] == "delta-sink"] == [
         "check-config",
         "init",
+        "run",
+        "run",
         "run",
         "audit",
     ]

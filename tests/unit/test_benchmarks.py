@@ -229,7 +229,8 @@ def test_the_command_prints_tables(tmp_path, capsys, monkeypatch):
 def test_an_unknown_benchmark_is_named(capsys):
     assert main(["comit_path"]) == 2
     error = capsys.readouterr().err
-    assert error == "unknown benchmark 'comit_path', wanted one of commit_path, fsync, drain\n"
+    names = "commit_path, fsync, drain, compaction"
+    assert error == f"unknown benchmark 'comit_path', wanted one of {names}\n"
 
 
 @pytest.mark.process

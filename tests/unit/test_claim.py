@@ -172,9 +172,7 @@ def test_no_table_and_no_schema(sim):
 def test_a_table_of_somebody_else_must_be_adopted_first(sim):
     asks = source(sim)
     state = open_table(asks, AUTHOR)
-    sim.store.drop()
-    sim.oracle.version = -1
-    sim.oracle._cleaned_up.clear()
+    sim.oracle.drop_table()
     protocol = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}}
     metadata = {"id": "x", "schemaString": state.metadata.schema_string, "partitionColumns": []}
     metadata |= {"configuration": {}, "format": {"provider": "parquet", "options": {}}}
