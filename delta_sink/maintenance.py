@@ -180,10 +180,11 @@ class Maintainer:
         """
         self._say_started()
         for command in commands:
+            # One after the other, so that each outcome stands where its command does.
             self._begin(command, None)
-        while self._open and not self._is_finished():
-            self._jobs.wait_ms(POLL_IDLE_MS)
-            self._advance()
+            while self._open and not self._is_finished():
+                self._jobs.wait_ms(POLL_IDLE_MS)
+                self._advance()
         return self._outcomes
 
     def request_stop(self) -> None:
