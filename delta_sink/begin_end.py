@@ -11,7 +11,18 @@ from typing import Final
 from delta_sink.append import REASON_HEADER, DeadLetterTarget
 from delta_sink.control import Outcome
 from delta_sink.control_message import Refusal
-from delta_sink.errand import Ended, Errand, Interrupted, Kept, Rest, Steps, Upkeep, do, publish
+from delta_sink.errand import (
+    WATCH_MS,
+    Ended,
+    Errand,
+    Interrupted,
+    Kept,
+    Rest,
+    Steps,
+    Upkeep,
+    do,
+    publish,
+)
 from delta_sink.errors import RetriableError
 from delta_sink.lease import Held
 from delta_sink.model import OutgoingRecord, TopicPartition
@@ -19,7 +30,6 @@ from delta_sink.presence import apply_pause
 from delta_sink.seen import Done, Running, begin, finish, renew_command
 
 COMMAND_LEASE: Final = "command"
-WATCH_MS: Final = 3_000
 
 
 def begun(errand: Errand) -> Steps[Running | Done | None]:

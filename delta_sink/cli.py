@@ -26,7 +26,7 @@ from delta_sink.cli_options import (
     print_json,
 )
 from delta_sink.cli_status import status
-from delta_sink.cli_worker import bug_sentence, register, stop_by_signal, supervised
+from delta_sink.cli_worker import last_words, register, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
@@ -280,7 +280,7 @@ def _time_target(text: str) -> StartTimestamp:
 @click.option("--keep", metavar="DIR", help="Where to put the table; kept. Must not exist yet.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON at the end.")
 def demo(records: int, keep: str | None, as_json: bool) -> None:
-    """Run the whole job here: an embedded broker, two writers, one killed, and the audit."""
+    """Run the whole job here: writers, one of them killed, compaction, vacuum, the audit."""
     from delta_sink.demo import default_folder, run_demo  # its imports are the demo's alone
 
     folder = Path(keep).absolute() if keep else default_folder()
@@ -307,7 +307,7 @@ def main() -> None:
         click.echo(f"delta-sink: {error}", err=True)
         code = EXIT_FATAL
     except Exception as error:  # noqa: BLE001  # the top: said once, and the process ends
-        click.echo(f"delta-sink: {bug_sentence(error)}", err=True)
+        click.echo(f"delta-sink: {last_words(error)}", err=True)
         code = EXIT_FATAL
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # nobody reads it any more, as behind `| head`

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import signal
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import click
 
-from delta_sink import __version__
 from delta_sink.cli_options import EXIT_FATAL
 from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
 from delta_sink.lease import register_sink
+from delta_sink.trouble import bug_sentence
 from delta_sink.wiring import Parts, make_leases
 
 
@@ -32,7 +30,7 @@ def supervised(parts: Parts) -> Iterator[None]:
         raise
     except Exception as error:
         # The top of a worker: said once, as one line of its log, and the process ends.
-        sentence = bug_sentence(error)
+        sentence = last_words(error)
         parts.telemetry.event("worker_failed", "error", error=sentence, exit_code=EXIT_FATAL)
         raise click.exceptions.Exit(EXIT_FATAL) from error
 
@@ -58,12 +56,6 @@ def register(parts: Parts) -> None:
         parts.telemetry.event("waiting", "warning", reason=f"working without locks: {error}")
 
 
-def bug_sentence(error: Exception) -> str:
-    """Return where an unexpected error came from; its text may hold a value and stays out."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "delta_sink" in frame.filename] or list(frames)
-    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}"
-    return (
-        f"this is a bug in delta-sink {__version__}: {type(error).__name__} at {where}; nothing "
-        f"uncommitted was kept, so that a restart is safe"
-    )
+def last_words(error: Exception) -> str:
+    """Return what is said of a process that ends by an unexpected error."""
+    return f"{bug_sentence(error)}; nothing uncommitted was kept, so that a restart is safe"

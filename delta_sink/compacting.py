@@ -30,12 +30,14 @@ from delta_sink.delta.file_stream import Weight
 from delta_sink.delta.hive import partition_path
 from delta_sink.delta.ordering import Order, check_order
 from delta_sink.delta.parquet import FileLayout
+from delta_sink.delta.schema import TableSchema
 from delta_sink.delta.snapshot import read_snapshot
 from delta_sink.delta.state import LogState
 from delta_sink.errand import Ended, Errand, Rest, Steps, Task, Turn, Upkeep, do, do_all
 from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
 from delta_sink.lease import Held, lease_key, slot_key, slot_of
 from delta_sink.model import OutgoingRecord, TopicPartition
+from delta_sink.view import file_layout
 from delta_sink.where import WhereWrong, bind, parse_where
 
 MIB: Final = 1024 * 1024
@@ -171,7 +173,9 @@ def plan_compaction_of(upkeep: Upkeep, args: Compact, part: Part | None) -> Comp
             raise TableRefused("there is no table to compact: its log is empty")
         state = snapshot.state
         policy = policy_of(upkeep, args, state)
-        layout = compaction_layout(state, _layout_like(upkeep, state))
+        schema = TableSchema.from_json(state.metadata.schema_string)
+        like = file_layout(upkeep.settings, schema, state.metadata.partition_columns)
+        layout = compaction_layout(state, like)
         if policy.order is not None:
             check_order(policy.order, layout.schema, layout.partition_by)
         where = None
@@ -199,21 +203,6 @@ def policy_of(upkeep: Upkeep, args: Compact, state: LogState) -> CompactionPolic
         state.metadata, configured.target_file_bytes
     )
     return CompactionPolicy(target, quiet_ms=configured.quiet_ms, order=order)
-
-
-def _layout_like(upkeep: Upkeep, state: LogState) -> FileLayout | None:
-    """Return how the sink's own file says that files are written."""
-    parquet = upkeep.settings.table.parquet
-    like = compaction_layout(state)
-    present = [name for name in parquet.bloom_filter_columns if name in like.schema.names]
-    return replace(
-        like,
-        compression=parquet.compression,
-        compression_level=parquet.compression_level,
-        row_group_rows=parquet.row_group_rows,
-        dictionary=parquet.dictionary,
-        bloom_filter_columns=tuple(present),
-    )
 
 
 def _by_slot(
@@ -424,10 +413,8 @@ def checkpoint(errand: Errand) -> Steps[Ended]:
         if state is None:
             return Ended("refused", "there is no table: its log is empty")
         return Ended("succeeded", "", {"dry_run": True, "version": state.version})
-    key = lease_key(upkeep.table_uri, "checkpoint")
-    yield from errand.hold(key)
+    yield from errand.hold(lease_key(upkeep.table_uri, "checkpoint"))
     written = yield from do("checkpoint", lambda: write_checkpoint(upkeep.log))
-    yield from errand.let_go(key)
     if written is None:
         return Ended("refused", "there is no table: its log is empty")
     message = "" if written.is_ours else "it was there already"

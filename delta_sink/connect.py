@@ -47,7 +47,7 @@ def _tried(what: str, attempt: Callable[[], str]) -> Finding:
 
 
 def _brokers(source: Source) -> str:
-    source.broker.topics((), None)
+    source.topics()  # whether they exist is the next finding
     return f"reached at {source.settings.kafka['bootstrap.servers']}"
 
 

@@ -1,4 +1,4 @@
-"""`delta-sink demo`: the main job on embedded parts, with a writer killed in the middle.
+"""`delta-sink demo`: the whole job on embedded parts, with a writer killed in the middle.
 
 One process is the broker and the producer and watches the table's log; two more are ordinary
 writers, started as a user would start them. What is shown is measured from outside: freshness is

@@ -67,7 +67,7 @@ from delta_sink.ports import (
     Waiting,
 )
 from delta_sink.seen import Done
-from delta_sink.trouble import Trouble
+from delta_sink.trouble import Trouble, bug_sentence
 from delta_sink.vacuuming import cleanup_log, vacuum
 
 MaintenanceRole = Literal["compactor", "vacuum"]
@@ -94,6 +94,9 @@ ERRANDS_MAX: Final = 64
 """How many commands are begun at a time; all but `TURNS` of them wait."""
 TURNS: Final = 1
 """How many errands work at a time; within one, bins are rewritten side by side."""
+
+STOPPING_REST_MS: Final = 100
+"""Once the worker is to stop nobody rests for longer."""
 
 RETRY_MS: Final = 2_000
 RETRIES_MAX: Final = 5
@@ -124,7 +127,6 @@ class Maintainer:
         jobs: Jobs,
         *,
         consumer: Consumer | None,
-        broker: Broker,
         group: str,
         attendance: Attendance,
         dead_letters: DeadLetterTarget | None = None,
@@ -134,7 +136,6 @@ class Maintainer:
         self._upkeep = upkeep
         self._jobs = jobs
         self._consumer = consumer
-        self._broker = broker
         self._group = group
         self._attendance = attendance
         self._dead_letters = dead_letters
@@ -218,6 +219,8 @@ class Maintainer:
             self._stop_deadline_ms = now_ms + self._upkeep.settings.shutdown.grace_ms
         self._begin_waiting()
         for each in list(self._open):
+            if self._stop_asked:
+                each.rests_until_ms = min(each.rests_until_ms, now_ms + STOPPING_REST_MS)
             each.errand.is_stopping = self._stop_asked
             each.errand.is_paused = self._attendance.is_paused
             self._keep_leases(each.errand, now_ms)
@@ -281,7 +284,9 @@ class Maintainer:
         unread = self._inbox.unread()
         is_time = now_ms >= self._start_trouble.retry_at_ms
         if unread and self._starting is None and is_time and not self._stop_asked:
-            broker, group = self._broker, self._group
+            client, group = self._upkeep.client, self._group
+            assert client is not None, "whoever has a consumer has a control topic"
+            broker = client.broker
             self._starting = self._jobs.submit("start", lambda: _starts(broker, group, unread))
 
     def _hold_or_go_on(self) -> None:
@@ -352,6 +357,7 @@ class Maintainer:
             yield Turn()
         yield from errand.tell("started")
         ended = yield from self._worked(errand)
+        yield from release_work(errand)
         self._outcomes.append(ended)
         outcome = errand.outcome(ended.state, ended.message, ended.result)
         yield from keep_outcome(errand, beginning, outcome)
@@ -387,7 +393,7 @@ class Maintainer:
             except FatalError as error:
                 return Ended("failed", str(error))
             except Exception as error:  # noqa: BLE001  # one command's bug must not stop the others
-                return Ended("failed", _bug_sentence(error))
+                return Ended("failed", bug_sentence(error))
             yield from release_work(errand)
             yield Rest(RETRY_MS << attempt)
         return Ended("failed", last)
@@ -494,12 +500,3 @@ def _starts(
 def _mark_done(received: Received | None) -> None:
     if received is not None:
         received.is_done = True
-
-
-def _bug_sentence(error: Exception) -> str:
-    """Return where an unexpected error came from; its text may hold a value and stays out."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = "?" if place is None else f"{place.tb_frame.f_code.co_qualname}:{place.tb_lineno}"
-    return f"this is a bug in delta-sink {__version__}: {type(error).__name__} at {where}"

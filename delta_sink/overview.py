@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from delta_sink.claim import Source
 from delta_sink.control_client import ControlClient, Exchange, recent
-from delta_sink.delta.compaction_plan import CompactionPolicy
+from delta_sink.delta.compaction_plan import CompactionPolicy, target_file_bytes, with_values
 from delta_sink.delta.snapshot import Snapshot, read_snapshot
 from delta_sink.errors import DeltaSinkError
 from delta_sink.forms import normal_table_uri
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Debt:
+class FileCounts:
     """The files of one table partition, and those that compaction would take for small."""
 
     values: Mapping[str, str | None]
@@ -63,7 +63,7 @@ class Overview:
 
     table_uri: str
     table_version: int | None
-    debts: tuple[Debt, ...]
+    debts: tuple[FileCounts, ...]
     progress: tuple[Progress, ...]
     sightings: Mapping[str, Sighting]
     paused: Mapping[str, PausedState]
@@ -148,7 +148,7 @@ def overlook(
 
     clock = source.log.clock
     snapshot = tried("table", lambda: read_snapshot(source.log), None)
-    debts: tuple[Debt, ...] = ()
+    debts: tuple[FileCounts, ...] = ()
     if snapshot is not None:
         debts = tried("table", lambda: _debts(source, snapshot), debts)
     progress: tuple[Progress, ...] = ()
@@ -178,17 +178,17 @@ def overlook(
     )
 
 
-def _debts(source: Source, snapshot: Snapshot) -> tuple[Debt, ...]:
+def _debts(source: Source, snapshot: Snapshot) -> tuple[FileCounts, ...]:
     """Return each table partition's files, those with the most small ones first."""
-    columns = snapshot.state.metadata.partition_columns
-    policy = CompactionPolicy(source.settings.compaction.target_file_bytes)
+    metadata = snapshot.state.metadata
+    columns = metadata.partition_columns
+    default_bytes = source.settings.compaction.target_file_bytes
+    policy = CompactionPolicy(target_file_bytes(metadata, default_bytes))
     files = snapshot.files()
     if not files.num_rows:
         return ()
-    for index, name in enumerate(columns):
-        value = pc.map_lookup(files["partitionValues"], pa.scalar(name), "first")
-        files = files.append_column(f"p{index}", value)
-    is_small = pc.less(files["size"], policy.small_share * policy.target_file_bytes)
+    files = with_values(files, columns)
+    is_small = pc.less(files["liveBytes"], policy.small_share * policy.target_file_bytes)
     files = files.append_column("small", pc.cast(is_small, pa.int64()))
     small_bytes = pc.if_else(is_small, files["size"], 0)
     files = files.append_column("smallBytes", small_bytes)
@@ -196,7 +196,7 @@ def _debts(source: Source, snapshot: Snapshot) -> tuple[Debt, ...]:
     totals = [("size", "sum"), ("size", "count"), ("small", "sum"), ("smallBytes", "sum")]
     grouped = files.group_by(keys).aggregate(totals).to_pylist()
     found = [
-        Debt(
+        FileCounts(
             values={name: row[f"p{index}"] for index, name in enumerate(columns)},
             files=row["size_count"],
             size_bytes=row["size_sum"],

@@ -53,10 +53,10 @@ class Reporter:
         topic = records.tp.topic
         self._telemetry.count(declared.CONSUMED_RECORDS, len(records), topic=topic)
         self._telemetry.count(declared.CONSUMED_BYTES, records.size_bytes, topic=topic)
-        if len(records) and len(records.timestamps_ms):
+        if records.produced_first_ms is not None:
             reads = self._reads.setdefault(records.tp, deque())
-            produced_ms = int(records.timestamps_ms[0])
-            reads.append(_Read(records.offset_next, produced_ms, self._clock.elapsed_ms()))
+            at_ms = self._clock.elapsed_ms()
+            reads.append(_Read(records.offset_next, records.produced_first_ms, at_ms))
 
     def polled(self, records: Iterable[Records], took_ms: int) -> None:
         """Count one poll, if anything came of it: waiting for records is no work."""

@@ -1,9 +1,22 @@
-"""Failures in a row: how long to wait after them, and for how long they have lasted. Pure."""
+"""Failures: how long to wait after some in a row, and what is said of one that nobody expected."""
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+
+from delta_sink import __version__
+
 RETRY_FIRST_MS = 100
 RETRY_MAX_MS = 10_000
+
+
+def bug_sentence(error: Exception) -> str:
+    """Return where an unexpected error came from; its text may hold a value and stays out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "delta_sink" in frame.filename] or list(frames)
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}"
+    return f"this is a bug in delta-sink {__version__}: {type(error).__name__} at {where}"
 
 
 class Trouble:

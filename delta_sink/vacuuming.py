@@ -26,27 +26,29 @@ def vacuum(errand: Errand) -> Steps[Ended]:
     args = errand.command.args
     assert isinstance(args, Vacuum), errand.command
     upkeep = errand.upkeep
-    key = lease_key(upkeep.table_uri, "vacuum")
-    held = yield from errand.hold(key)
+    held = yield from errand.hold(lease_key(upkeep.table_uri, "vacuum"))
     author = errand.author(held)
     try:
         retention = yield from do("open", lambda: retention_of(upkeep, args))
         plan = yield from _planned(errand, retention, author, dry_run=args.dry_run)
         if args.dry_run:
-            yield from errand.let_go(key)
-            return Ended("succeeded", "nothing was changed", _planned_result(plan))
+            return Ended(
+                "succeeded",
+                "nothing was changed",
+                _figures(plan, len(plan.files), plan.size_bytes, dry_run=True),
+            )
         yield from errand.go_on()
         done = yield from do("delete", _deleting(errand, plan, author))
     except TableRefused as error:
-        yield from errand.let_go(key)
         return Ended("refused", str(error))
     count = upkeep.log.telemetry.count
     count("delta_sink_vacuum_deleted_files_total", done.files_deleted)
     count("delta_sink_vacuum_deleted_bytes_total", done.bytes_deleted)
     if not done.is_complete:
         raise Interrupted("the worker was asked to stop; a new vacuum goes on")
-    yield from errand.let_go(key)
-    return Ended("succeeded", "", _deleted_result(plan, done))
+    return Ended(
+        "succeeded", "", _figures(plan, done.files_deleted, done.bytes_deleted, dry_run=False)
+    )
 
 
 def retention_of(upkeep: Upkeep, args: Vacuum) -> Retention:
@@ -96,20 +98,11 @@ def _deleting(errand: Errand, plan: VacuumPlan, author: Author) -> Callable[[], 
     )
 
 
-def _planned_result(plan: VacuumPlan) -> dict[str, object]:
+def _figures(plan: VacuumPlan, files: int, size_bytes: int, *, dry_run: bool) -> dict[str, object]:
     return {
-        "files_deleted": len(plan.files),
-        "bytes_deleted": plan.size_bytes,
-        "dry_run": True,
-        "fence": plan.fence,
-    }
-
-
-def _deleted_result(plan: VacuumPlan, done: Vacuumed) -> dict[str, object]:
-    return {
-        "files_deleted": done.files_deleted,
-        "bytes_deleted": done.bytes_deleted,
-        "dry_run": False,
+        "files_deleted": files,
+        "bytes_deleted": size_bytes,
+        "dry_run": dry_run,
         "fence": plan.fence,
     }
 
@@ -122,22 +115,18 @@ def cleanup_log(errand: Errand) -> Steps[Ended]:
     args = errand.command.args
     assert isinstance(args, CleanupLog), errand.command
     upkeep = errand.upkeep
-    key = lease_key(upkeep.table_uri, "cleanup")
-    yield from errand.hold(key)
+    yield from errand.hold(lease_key(upkeep.table_uri, "cleanup"))
     try:
         plan = yield from do("plan", lambda: _cleanup_plan(upkeep))
     except TableRefused as error:
-        yield from errand.let_go(key)
         return Ended("refused", str(error))
     result = {"entries": plan.entries, "bytes": plan.size_bytes, "keep_from": plan.keep_from}
     if args.dry_run:
-        yield from errand.let_go(key)
         return Ended("succeeded", "nothing was changed", {"dry_run": True, **result})
     yield from errand.go_on()
     done = yield from do("cleanup", lambda: _cleaned(errand, plan))
     if not done.is_complete:
         raise Interrupted("the worker was asked to stop; a new clean-up goes on")
-    yield from errand.let_go(key)
     return Ended("succeeded", "", {"dry_run": False, **result})
 
 

@@ -63,8 +63,20 @@ def view_of(settings: Settings, state: LogState) -> TableView:
         record_bytes_max=value.record_bytes_max,
         nesting_max=value.nesting_max,
     )
-    parquet = table.parquet
-    layout = FileLayout(
+    layout = file_layout(settings, schema, partition_by)
+    return TableView(SameTable.of(state), JsonDecoder(spec), layout)
+
+
+def file_layout(
+    settings: Settings, schema: TableSchema, partition_by: tuple[str, ...]
+) -> FileLayout:
+    """Return how data files of such a table are written, as the configuration says.
+
+    Raises:
+        ConfigError: a column that it names is not in the table.
+    """
+    parquet = settings.table.parquet
+    return FileLayout(
         schema=schema,
         partition_by=partition_by,
         compression=parquet.compression,
@@ -73,7 +85,6 @@ def view_of(settings: Settings, state: LogState) -> TableView:
         dictionary=parquet.dictionary,
         bloom_filter_columns=tuple(parquet.bloom_filter_columns),
     )
-    return TableView(SameTable.of(state), JsonDecoder(spec), layout)
 
 
 def _refuse_disagreement(

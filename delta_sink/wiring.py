@@ -290,16 +290,19 @@ def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
         budget=budget,
         dead_letters=dead_letters,
         until_end=until_end,
-        company=Company(_attendance(parts, "writer", log.entropy.unique_id()[:12]), asking),
+        company=Company(
+            _attendance(parts, make_leases(settings), "writer", log.entropy.unique_id()[:12]),
+            asking,
+        ),
     )
     return writer, jobs
 
 
-def _attendance(parts: Parts, role: WorkerRole, worker: str) -> Attendance:
+def _attendance(parts: Parts, leases: LeaseStore, role: WorkerRole, worker: str) -> Attendance:
     log = parts.log
     presence = Presence(worker, role, os.uname().nodename, log.clock.wall_ms(), parts.table_uri)
     return Attendance(
-        make_leases(parts.settings),
+        leases,
         log.clock,
         log.telemetry,
         presence,
@@ -323,6 +326,10 @@ def make_maintainer(
         ConfigError: it is to follow the control topic, and the group `control` is missing.
     """
     settings, log = parts.settings, parts.log
+    if settings.control is None and not once:
+        raise ConfigError(
+            [f"control: a {role} follows these topics; without this group only `--once` works"]
+        )
     leases = make_leases(settings)
     worker = log.entropy.unique_id()[:12]
     upkeep = Upkeep(
@@ -341,9 +348,8 @@ def make_maintainer(
         upkeep,
         jobs := ThreadJobs(JOB_THREADS),
         consumer=None if once else watch(_control_consumer(parts, group), worker),
-        broker=make_broker(parts),
         group=group,
-        attendance=_attendance(parts, role, worker),
+        attendance=_attendance(parts, leases, role, worker),
         dead_letters=None if once else _dead_letters(parts),
         schedule=schedule if role == "compactor" and not once else None,
     )

@@ -124,7 +124,7 @@ def plan_bins(
     """
     candidates = files.filter(_is_candidate(files, policy, now_ms))
     order = [(f"p{index}", "ascending") for index in range(len(partition_columns))]
-    keyed = _with_values(candidates, partition_columns)
+    keyed = with_values(candidates, partition_columns)
     keyed = keyed.sort_by([*order, ("modificationTime", "ascending"), ("path", "ascending")])
     bins: list[Bin] = []
     files_left = policy.files_max
@@ -156,8 +156,11 @@ def _live_bytes(files: pa.Table) -> pa.ChunkedArray:
     return pc.multiply(files["size"].cast(pa.float64()), pc.subtract(1.0, share))
 
 
-def _with_values(files: pa.Table, partition_columns: Sequence[str]) -> pa.Table:
-    """Return the files with a column for each table partition column: p0, p1, …"""
+def with_values(files: pa.Table, partition_columns: Sequence[str]) -> pa.Table:
+    """Return the files (`FACT_SCHEMA`) with a column for each table partition column: p0, p1, …
+
+    And with `liveBytes`: how many bytes the rows that still count take, about.
+    """
     for index, name in enumerate(partition_columns):
         found = pc.map_lookup(files["partitionValues"], pa.scalar(name), "first")
         # To Delta's protocol the empty string is null.

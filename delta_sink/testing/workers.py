@@ -109,7 +109,6 @@ def make_maintainer(
         upkeep,
         host.jobs,
         consumer=kafka.consumer(host, group, [control.topic]),
-        broker=kafka.broker(host),
         group=group,
         attendance=Attendance(locks, host.clock, host.telemetry, presence, "maintenance"),
         schedule=schedule if role == "compactor" and schedules else None,

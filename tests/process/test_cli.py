@@ -168,8 +168,10 @@ def test_connect_names_each_thing_that_fails(tmp_path, broker):
         assert list(failed) == ["locks"]
 
 
-def test_connect_to_a_broker_that_is_down_tries_the_rest(tmp_path):
-    config = write_config(tmp_path, "127.0.0.1:1", source={"topics": ["plain"]})
+@pytest.mark.parametrize("topic_ids", ["none", "required"])
+def test_connect_to_a_broker_that_is_down_tries_the_rest(tmp_path, topic_ids):
+    source = {"topics": ["plain"], "topic_ids": topic_ids}
+    config = write_config(tmp_path, "127.0.0.1:1", source=source)
     with Sink(tmp_path, config) as sink:
         failed = connect(sink)
     assert set(failed) == {"brokers", "topics"}

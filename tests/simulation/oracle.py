@@ -450,7 +450,10 @@ def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
             is_time = pa.types.is_timestamp(column.type)
             columns.append((column.cast(pa.int64()) if is_time else column).to_pylist())
         else:
-            columns.append([partition_values.get(name)] * table.num_rows)
+            value: str | int | None = partition_values.get(name)
+            if value is not None and name == "_kafka_partition":
+                value = int(value)  # the log has the values of table partitions as text
+            columns.append([value] * table.num_rows)
     return list(zip(*columns, strict=True))
 
 

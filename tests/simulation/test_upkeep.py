@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from delta_sink.delta import vacuum as vacuum_module
+from delta_sink import compacting, vacuuming
 from delta_sink.delta.conditions import FenceBelow, InputsLive
 from delta_sink.delta.plan import TagAboveFence
+from delta_sink.testing import World
 from tests.simulation.mutants import Change, Mutant
-from tests.simulation.upkeep import run_seed
+from tests.simulation.upkeep import Upkeeping, run_seed
 
 SEEDS = 30
 
@@ -21,6 +22,49 @@ def test_maintenance_is_right_under_faults(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_vacuums_that_race_without_locks(seed):
     run_seed(seed, vacuums=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_command_is_divided_and_answered_once(seed, monkeypatch):
+    monkeypatch.setattr(compacting, "DIVIDE_FILES", 4)
+    with World(seed) as world:
+        it = Upkeeping.of(world, "table: {partition_by: [_kafka_partition]}\n", partitions=4)
+        sim = it.sim
+        sim.start("w0")
+        for _ in range(6):
+            sim.fill(8)
+            sim.run(lambda: sim.is_complete)
+        for name in ("c0", "c1"):
+            it.start(name)
+        name = it.send("compact")
+        if seed % 2:  # a member dies in the middle: its parts are another's to do
+            sim.run(lambda: "started" in it.states(name))
+            sim.world.after_steps(40 * seed, it.keepers["c0"].host.kill)
+        sim.run(lambda: it.is_answered(name))
+        [final] = [each for each in it.outcomes(name) if each["state"] == "succeeded"]
+        assert final["result"]["parts"] == 4
+        parts = it.parts_of(name)
+        assert len(parts) == 4
+        assert all(states[-1] == "succeeded" for states in parts.values()), parts
+        if not seed % 2:
+            assert final["result"]["files_removed"] == 24
+            assert final["result"]["files_added"] == len(sim.oracle.live) == 4
+            removed = [it.outcomes(part)[-1]["result"]["files_removed"] for part in parts]
+            assert removed == [6] * 4, "each part does its own slot and no other"
+        sim.finish()
+        it.stop()
+        it.check()
+
+
+def test_a_worker_that_is_to_stop_does_not_wait_out_its_rests():
+    with World(1) as world:
+        it = Upkeeping.of(world)
+        it.sim.start("w0")
+        it.start("c0")
+        it.sim.run_for(30_000)  # the scheduler rests for ten seconds between its looks
+        began_ms = world.now_ms
+        it.stop()
+        assert world.now_ms - began_ms < 3_000
 
 
 def scenario(seed: int) -> None:
@@ -37,6 +81,7 @@ MUTANTS = [
         scenario,
         (Change(InputsLive, "check", "in self.keys:", "in ():"),),
         seeds=40,
+        seed=7,
     ),
     Mutant(
         "a writer and a compactor that ignore the fence",
@@ -49,13 +94,14 @@ MUTANTS = [
         racing_vacuums,
         (Change(FenceBelow, "check", "if state.vacuum_fence >= self.fence:", "if False:"),),
         seeds=200,
+        seed=2,
     ),
     Mutant(
         "vacuum reads the log before its fence",
         racing_vacuums,
         (
             Change(
-                vacuum_module,
+                vacuuming,
                 "plan_vacuum",
                 "state = raise_fence(log, state, fence, author)",
                 "raise_fence(log, state, fence, author)",
@@ -66,7 +112,12 @@ MUTANTS = [
     Mutant(
         "vacuum by time only, without a fence",
         racing_vacuums,
-        (Change(vacuum_module, "plan_vacuum", "if not dry_run:", "if False:"),),
+        (Change(vacuuming, "plan_vacuum", "if not dry_run:", "if False:"),),
         seeds=200,
     ),
 ]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_mutant_of_maintenance_is_caught(mutant):
+    assert mutant.caught_by(mutant.seed), f"{mutant.name} lives with the seed that caught it"

@@ -11,7 +11,8 @@ from delta_sink.errors import FatalError
 from delta_sink.maintenance import Maintainer
 from delta_sink.model import TopicPartition
 from delta_sink.testing import FakeLeases, Host, Task, World, make_maintainer
-from tests.simulation.harness import Simulation, check_telemetry, settings_of
+from tests.simulation.harness import Simulation, check_telemetry
+from tests.simulation.oracle import Violation
 
 CONTROL, STATUS = "ops.control", "ops.status"
 CONTROL_PARTITIONS = 4
@@ -47,16 +48,49 @@ class Upkeeping:
     keepers: dict[str, Keeper] = field(default_factory=dict)
     past: list[Keeper] = field(default_factory=list)
     commands: int = 0
+    violations: list[Violation] = field(default_factory=list)
     _outcomes: dict[str, list[dict]] = field(default_factory=dict)
     _read_next: int = 0
 
     @classmethod
-    def of(cls, world: World, **options) -> Upkeeping:
-        """Return a simulation with topics for commands and outcomes, and no worker yet."""
-        sim = Simulation(world, config=CONFIG, **options)
+    def of(cls, world: World, more: str = "", **options) -> Upkeeping:
+        """Return a simulation with topics for commands and outcomes, and no worker yet.
+
+        `more` is laid over the configuration.
+        """
+        sim = Simulation(world, config=CONFIG + more, **options)
         sim.kafka.create_topic(CONTROL, CONTROL_PARTITIONS)
         sim.kafka.create_topic(STATUS, 1)
-        return cls(sim, FakeLeases(world))
+        found = cls(sim, FakeLeases(world))
+        store = sim.store
+        store.on_created = found.noting(store.on_created)
+        store.on_deleted = found.noting(store.on_deleted)
+        return found
+
+    def noting(self, check: Callable[..., None]) -> Callable[..., None]:
+        """Return a check of the judge whose verdict no worker can keep to itself.
+
+        A maintenance worker lives through a bug of one command, and so would through a verdict.
+        """
+
+        def noted(*what: object) -> None:
+            try:
+                check(*what)
+            except Violation as violation:
+                self.violations.append(violation)
+                raise
+
+        return noted
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """Run until it holds; raise what the judge found meanwhile."""
+        self.sim.run(lambda: bool(self.violations) or until())
+        self.judge()
+
+    def judge(self) -> None:
+        """Raise the first violation, if there is one."""
+        if self.violations:
+            raise self.violations[0]
 
     def start(self, name: str, *, skew_ms: int = 0) -> Keeper:
         """Start a worker, or start it again; its name's first letter says which kind."""
@@ -93,6 +127,15 @@ class Upkeeping:
             self._read_next = end
         return self._outcomes.get(command_id, [])
 
+    def parts_of(self, command_id: str) -> dict[str, list[str]]:
+        """Return the states of each part of a command, by the part's id."""
+        self.outcomes(command_id)
+        return {
+            name: [outcome["state"] for outcome in outcomes]
+            for name, outcomes in self._outcomes.items()
+            if outcomes[0].get("part", {}).get("parent") == command_id
+        }
+
     def states(self, command_id: str) -> list[str]:
         return [outcome["state"] for outcome in self.outcomes(command_id)]
 
@@ -105,7 +148,7 @@ class Upkeeping:
         for keeper in alive:
             keeper.maintainer.request_stop()
             keeper.host.jobs.wake()
-        self.sim.run(lambda: not any(keeper.is_up for keeper in alive))
+        self.run(lambda: not any(keeper.is_up for keeper in alive))
         for keeper in alive:
             if keeper.task.error is not None:
                 raise keeper.task.error
@@ -143,6 +186,7 @@ class Swarm:
             self.sim.world.enable(name, self.random.choice([0.01, 0.05, 0.15]))
         for _ in range(steps):
             self._event()
+            self.it.judge()
             self.sim.run_for(self.random.choice([50, 300, 2_000, 10_000]))
         self._end()
 
@@ -161,7 +205,8 @@ class Swarm:
             self._foreign_commit,
         ]
         if self.vacuums:
-            events = [self._produce, self._vacuum_twice, self._vacuum_twice, self._pause_vacuum]
+            self._pause_writer()
+            events = [self._vacuum_twice, self._vacuum_twice, self._pause_vacuum]
         self.random.choice(events)()
 
     def _produce(self) -> None:
@@ -175,20 +220,30 @@ class Swarm:
         self._send("vacuum", dry_run=self.random.random() < 0.2)
 
     def _vacuum_twice(self) -> None:
-        for partition in (0, 1, 2, 3):
-            self.sent.append(
-                (
-                    "vacuum",
-                    self.it.send("vacuum", partition=partition, dry_run=False),
-                    {"dry_run": False},
-                )
-            )
-            self._produce()
+        """Let vacuums race each other, and appends that land all the time."""
+        for delay_ms in range(0, 3_000, 30):
+            self.sim.world.later(delay_ms, self._produce_one)
+        for partition in range(CONTROL_PARTITIONS):
+            name = self.it.send("vacuum", partition=partition, dry_run=False)
+            self.sent.append(("vacuum", name, {"dry_run": False}))
             self.sim.run_for(self.random.choice([10, 200, 1_500]))
+
+    def _produce_one(self) -> None:
+        self.sim.produce(self.random.randrange(self.sim.partitions))
 
     def _pause_vacuum(self) -> None:
         host = self.it.keepers[self.random.choice(["v0", "v1"])].host
         host.pause(self.random.choice([300, 2_000, 8_000]))
+
+    def _pause_writer(self) -> None:
+        """Stop one again and again, so that it often sleeps between an upload and its commit."""
+        host = self.sim.workers[self.random.choice(["w0", "w1"])].host
+        for delay_ms in range(0, 4_000, 400):
+            nap_ms = self.random.choice([60, 150, 300])
+            self.sim.world.later(delay_ms + self.random.randrange(90), self._napping(host, nap_ms))
+
+    def _napping(self, host: Host, duration_ms: int) -> Callable[[], None]:
+        return lambda: None if host.dead else host.pause(duration_ms)
 
     def _look_after_the_log(self) -> None:
         self._send(self.random.choice(["checkpoint", "cleanup-log"]))
@@ -254,13 +309,15 @@ class Swarm:
             self._send("resume", role=role)
         ids = [name for _, name, _ in self.sent]
         try:
-            sim.run(lambda: all(self.it.is_answered(name) for name in ids))
+            self.it.run(lambda: all(self.it.is_answered(name) for name in ids))
+        except Violation:
+            raise
         except AssertionError as error:
             open_ids = [sent for sent in self.sent if not self.it.is_answered(sent[1])]
             said = {name: self.it.states(name) for _, name, _ in open_ids}
             raise AssertionError(f"{open_ids} have no outcome: {said}; {error}") from None
         last = self.it.send("compact")
-        sim.run(lambda: self.it.is_answered(last))
+        self.it.run(lambda: self.it.is_answered(last))
         assert self.it.states(last)[-1] == "succeeded", self.it.outcomes(last)
         sim.finish()
         self.it.stop()
@@ -270,9 +327,7 @@ class Swarm:
 def run_seed(seed: int, *, vacuums: bool = False) -> Upkeeping:
     """Run one seed; raise at the first thing that is wrong."""
     with World(seed) as world:
-        upkeeping = Upkeeping.of(world, partitions=1 + seed % 3)
-        Swarm(upkeeping, vacuums=vacuums).run()
+        more = "flush: {interval_ms: 20}\n" if vacuums else ""
+        upkeeping = Upkeeping.of(world, more, partitions=1 + seed % 3)
+        Swarm(upkeeping, vacuums=vacuums).run(10 if vacuums else 40)
         return upkeeping
-
-
-assert settings_of(CONFIG)
