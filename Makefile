@@ -24,14 +24,14 @@ demo: $(STAMP) ## Run the main job on embedded parts: records in, a Delta table 
 
 test: $(STAMP) ## Run all tests that fit in a quarter of an hour
 	@$(BIN)/python -m tests.services install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup -m "not long"
 
 test-fast: $(STAMP) ## Run the tests that need no processes and no servers
-	$(BIN)/python -m pytest -n 2 -m "not long and not process"
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 -m "not long and not process"
 
 test-long: $(STAMP) ## Run every test, the long ones too
 	@$(BIN)/python -m tests.services install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup
 
 SEEDS ?= 2000
 SEED0 ?= 0

@@ -10,7 +10,9 @@ A server that cannot be installed for lack of a program means a skip that says w
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
 
 import pytest
 
@@ -18,6 +20,10 @@ from tests.services.install import CannotInstall, InstallFailed
 from tests.services.servers import TITLES, Servers, installed
 
 _STARTED = pytest.StashKey[list[str]]()
+_STDERR = pytest.StashKey[int]()
+
+STUCK_AFTER_S = 60.0
+"""How long a test may outlive its time before its process is ended."""
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +60,40 @@ def _running(servers: Servers, name: str):
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI runs every test: {error}", pytrace=False)
         pytest.skip(str(error))
+
+
+# --- a test that hangs ---------------------------------------------------------------------------
+#
+# pytest-timeout raises in the main thread, once. It cannot reach a thread that waits inside a C
+# library, nor a teardown that hangs after it. A run that hangs for ever names no test: so the
+# process is ended, by a thread that needs no interpreter, and pytest-xdist names the test.
+
+
+def pytest_configure(config):
+    """Keep the error output as it is before tests' output is captured."""
+    config.stash[_STDERR] = os.dup(sys.__stderr__.fileno())
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """End the process, with a traceback of every thread, when a test is stuck."""
+    marker = item.get_closest_marker("timeout")
+    time_s = float(marker.args[0] if marker else item.config.getini("timeout"))
+    _end_when_stuck(item.config, time_s + STUCK_AFTER_S)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node):
+    """Watch the teardown of a test that failed, too: pytest itself ends the watch here."""
+    _end_when_stuck(node.config, 2 * STUCK_AFTER_S)
+
+
+def _end_when_stuck(config, after_s: float) -> None:
+    faulthandler.dump_traceback_later(after_s, exit=True, file=config.stash[_STDERR])
 
 
 # --- which tests need servers -------------------------------------------------------------------

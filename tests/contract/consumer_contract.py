@@ -18,7 +18,10 @@ from delta_sink.model import OutgoingRecord, Records, TopicPartition
 from delta_sink.ports import Assigned, Broker, Consumer, OffsetGone, Producer, Revoked, Waiting
 
 POLL_MS = 50
-POLLS_MAX = 300
+POLLS_MAX = 1_200
+"""Enough for a coordinator whose group has a leader that is gone: the mock cluster lets such a group
+wait for a session, several times over where the machine is busy (17 s were seen)."""
+
 QUIET_POLLS = 6
 
 
