@@ -109,9 +109,12 @@ def run_chunk(seeds: range) -> Outcome:
     """Run these seeds in this process."""
     total = Outcome()
     gc.disable()
-    for seed in seeds:
-        total.add(run(seed)[0])
-    gc.collect()
+    try:
+        for seed in seeds:
+            total.add(run(seed)[0])
+    finally:
+        gc.enable()
+        gc.collect()
     return total
 
 
