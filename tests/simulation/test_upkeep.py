@@ -56,6 +56,35 @@ def test_a_large_command_is_divided_and_answered_once(seed, monkeypatch):
         it.check()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_several_slots_at_once_under_their_leases(seed, monkeypatch):
+    monkeypatch.setattr(compacting, "bins_at_once", lambda *_: 3)
+    with World(seed) as world:
+        it = Upkeeping.of(world, "table: {partition_by: [_kafka_partition]}\n", partitions=4)
+        sim = it.sim
+        sim.start("w0")
+        for _ in range(6):
+            sim.fill(8)
+            sim.run(lambda: sim.is_complete)
+        for name in ("c0", "c1"):
+            it.start(name)
+        names = [it.send("compact"), it.send("compact")]  # they want the same slots
+        if seed % 2:
+            sim.run(lambda: any("started" in it.states(name) for name in names))
+            sim.world.after_steps(60 * seed, it.keepers["c0"].host.kill)
+        sim.run(lambda: all(it.is_answered(name) for name in names))
+        finals = [it.outcomes(name)[-1] for name in names]
+        assert [each["state"] for each in finals] == ["succeeded"] * 2, finals
+        assert len(sim.oracle.live) == 4
+        removed = sum(each["result"]["files_removed"] for each in finals)
+        assert removed == 24 or (
+            seed % 2 and removed < 24
+        )  # who died reported nothing of its steps
+        sim.finish()
+        it.stop()
+        it.check()
+
+
 def test_a_worker_that_is_to_stop_does_not_wait_out_its_rests():
     with World(1) as world:
         it = Upkeeping.of(world)
