@@ -94,7 +94,7 @@ class RequestCounts:
         if metric == STORE_REQUESTS:
             self.by_verb[str(tags["verb"])] += int(amount)
 
-    def gauge(self, metric: str, value: float, **tags: str | int) -> None:
+    def gauge(self, metric: str, value: float | None, **tags: str | int) -> None:
         """Drop the value."""
 
     def observe(self, metric: str, value: float, **tags: str | int) -> None:

@@ -20,6 +20,7 @@ the order of their partition, so that a late pause never undoes a resume.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -53,7 +54,7 @@ from delta_sink.errors import (
     RetriableError,
 )
 from delta_sink.inbox import Inbox, Received
-from delta_sink.lease import Held
+from delta_sink.lease import Held, lease_key
 from delta_sink.model import Records, TopicPartition
 from delta_sink.ports import (
     Assigned,
@@ -67,6 +68,7 @@ from delta_sink.ports import (
     Waiting,
 )
 from delta_sink.seen import Done
+from delta_sink.telemetry import LEASE_HELD
 from delta_sink.trouble import Trouble, bug_sentence
 from delta_sink.vacuuming import cleanup_log, vacuum
 
@@ -83,6 +85,12 @@ DUTIES: Final[Mapping[MaintenanceRole, frozenset[CommandName]]] = {
     "compactor": frozenset({"compact", "checkpoint", *SHARED}),
     "vacuum": frozenset({"vacuum", "cleanup-log", *SHARED}),
 }
+
+LEASES: Final[Mapping[MaintenanceRole, tuple[str, ...]]] = {
+    "compactor": ("compaction", "checkpoint", "scheduler", "audit"),
+    "vacuum": ("vacuum", "cleanup"),
+}
+"""The kinds of leases that a worker of the role may hold."""
 
 POLL_IDLE_MS: Final = 200
 POLL_BUSY_MS: Final = 5
@@ -130,7 +138,7 @@ class Maintainer:
         group: str,
         attendance: Attendance,
         dead_letters: DeadLetterTarget | None = None,
-        schedule: Callable[[Errand], Steps[None]] | None = None,
+        standing: Sequence[Callable[[Errand], Steps[None]]] = (),
     ) -> None:
         self._role = role
         self._upkeep = upkeep
@@ -139,7 +147,8 @@ class Maintainer:
         self._group = group
         self._attendance = attendance
         self._dead_letters = dead_letters
-        self._schedule = schedule
+        self._standing = standing
+        self._leases_held: Counter[str] = Counter()
         self._clock = upkeep.log.clock
         self._telemetry = upkeep.log.telemetry
         self._inbox = Inbox()
@@ -160,9 +169,11 @@ class Maintainer:
             FatalError: a person must act; the sentence says what to do.
         """
         self._say_started()
-        if self._schedule is not None:
+        for begin in self._standing:
             errand = Errand(self._upkeep)
-            self._open.append(_Open(errand, self._schedule(errand), None))
+            self._open.append(_Open(errand, begin(errand), None))
+        for kind in LEASES[self._role]:
+            self._telemetry.gauge(LEASE_HELD, 0, lease=kind)
         try:
             while not self._is_finished():
                 self.step()
@@ -225,6 +236,7 @@ class Maintainer:
             each.errand.is_paused = self._attendance.is_paused
             self._keep_leases(each.errand, now_ms)
             self._resume(each, now_ms)
+        self._count_leases()
         if self._consumer is not None and (offsets := self._inbox.to_commit()):
             self._consumer.commit(offsets)
 
@@ -474,6 +486,21 @@ class Maintainer:
                     kept.held = found
             if kept.job is None and not kept.is_lost and now_ms >= kept.held.renew_at_ms:
                 kept.job = self._jobs.submit("renew", _renewal(kept))
+
+    def _count_leases(self) -> None:
+        """Say how many leases of each kind are held, where that is another number than before."""
+        prefix = lease_key(self._upkeep.table_uri, "")
+        held = Counter(
+            key.removeprefix(prefix).partition("/")[0]
+            for each in self._open
+            for key, kept in each.errand.leases.items()
+            if key.startswith(prefix) and not kept.is_lost
+        )
+        if held == self._leases_held:
+            return
+        for kind in LEASES[self._role]:
+            self._telemetry.gauge(LEASE_HELD, held[kind], lease=kind)
+        self._leases_held = held
 
 
 def _renewal(kept: Kept) -> Callable[[], Held | None]:

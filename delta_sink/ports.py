@@ -374,8 +374,8 @@ class Telemetry(Protocol):
         """Add to a counter."""
         ...
 
-    def gauge(self, metric: str, value: float, **tags: Tag) -> None:
-        """Set a gauge."""
+    def gauge(self, metric: str, value: float | None, **tags: Tag) -> None:
+        """Set a gauge; with None it has no value any more, and is shown nowhere."""
         ...
 
     def observe(self, metric: str, value: float, **tags: Tag) -> None:

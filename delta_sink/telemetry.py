@@ -72,7 +72,7 @@ TAGS: Final[Mapping[str, str]] = MappingProxyType(
         "dependency": "broker, store, locks",
         "version": "a version of delta-sink",
         "size": "small (below the target of compaction), large",
-        "lease": "compaction, vacuum, checkpoint, scheduler",
+        "lease": "compaction, checkpoint, scheduler, audit; vacuum, cleanup",
         "outcome": "committed, conflict (version taken, next one tried), fenced, unknown (no answer)",
         "verb": "put, put_if_absent, get, get_range, list, delete",
         "command": "compact, vacuum, checkpoint, cleanup-log, pause, resume",
@@ -178,7 +178,7 @@ LAST_COMMIT_TIMESTAMP: Final = _metric(
 )
 TABLE_VERSION: Final = _metric(
     "delta_sink_table_version", "gauge", "version",
-    "The newest version of the table that this worker knows.",
+    "The newest version of the table, as the holder of the scheduler's lease last saw it.",
 )
 STORE_REQUESTS: Final = _metric(
     "delta_sink_store_requests_total", "counter", "requests",
@@ -261,11 +261,11 @@ LEASE_HELD: Final = _metric(
 )
 AUDIT_OK: Final = _metric(
     "delta_sink_audit_ok", "gauge", "ok",
-    "1 if the last audit found nothing wrong, 0 if it did.",
+    "1 if the last audit by the holder of the audit's lease found nothing wrong, 0 if it did.",
 )
 AUDIT_LAST_RUN: Final = _metric(
     "delta_sink_audit_last_run_timestamp_seconds", "gauge", "seconds",
-    "When the last audit ended, in seconds since 1970.",
+    "When the last audit by the holder of the audit's lease ended, in seconds since 1970.",
 )
 # fmt: on
 
@@ -447,6 +447,10 @@ DEPENDENCY_FOUND: Final = _event(
     "dependency_found", "info", "A dependency that did not answer does again.",
     "dependency", "duration_ms",
 )
+AUDIT_FAILED: Final = _event(
+    "audit_failed", "error", "A scheduled audit found something wrong: run `delta-sink audit`.",
+    "version", "error",
+)
 EXPORT_FAILED: Final = _event(
     "export_failed", "warning", "Metrics could not be sent to the OTLP collector.",
     "error",
@@ -456,19 +460,6 @@ LIBRARY_LOGGED: Final = _event(
     "logger", "category", "error",
 )
 # fmt: on
-
-
-NOT_MEASURED: Final = frozenset(
-    {
-        TABLE_FILES,
-        TABLE_BYTES,
-        COMMITS_SINCE_CHECKPOINT,
-        LEASE_HELD,
-        AUDIT_OK,
-        AUDIT_LAST_RUN,
-    }
-)
-"""Names that are taken and that nothing records in this version."""
 
 
 def check_metric(name: str, kind: Kind, tags: Collection[str]) -> Metric:
@@ -512,10 +503,7 @@ def document() -> str:
     lines += [
         f"| `{m.name}` | {m.kind} | {m.unit} | {_codes(m.tags)} | {m.sentence} |"
         for m in METRICS.values()
-        if m.name not in NOT_MEASURED
     ]
-    names = ", ".join(f"`{m.name}`" for m in METRICS.values() if m.name in NOT_MEASURED)
-    lines += ["", f"Names that are taken and that nothing records in this version: {names}."]
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     lines += [f"| `{name}` | {sentence} |" for name, sentence in TAGS.items()]
     lines += ["", "## Events", "", "| event | level | what it says | fields |", "|---|---|---|---|"]

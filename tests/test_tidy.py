@@ -112,6 +112,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "vacuuming",
             "attendance",
             "scheduler",
+            "auditing",
             "maintenance",
         ),
     ),

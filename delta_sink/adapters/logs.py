@@ -143,10 +143,14 @@ class LogTelemetry:
             assert amount >= 0, f"counter {metric} cannot fall by {amount}"
             self._counters[key] = value + amount
 
-    def gauge(self, metric: str, value: float, **tags: Tag) -> None:
-        """Set a gauge."""
+    def gauge(self, metric: str, value: float | None, **tags: Tag) -> None:
+        """Set a gauge; with None it has no value any more, and is shown nowhere."""
         key = (metric, tuple(sorted(tags.items())) if tags else ())
         with self._lock:
+            if value is None:
+                declared.check_metric(metric, "gauge", tags)
+                self._gauges.pop(key, None)
+                return
             if key not in self._gauges:
                 declared.check_metric(metric, "gauge", tags)
                 if self._is_full():

@@ -215,9 +215,13 @@ class FakeTelemetry:
         if not self._host.dead:
             self.counts[_key(metric, tags)] += amount  # type: ignore[assignment]  # Counter is typed for int alone
 
-    def gauge(self, metric: str, value: float, **tags: Tag) -> None:
-        """Keep the newest value."""
-        if not self._host.dead:
+    def gauge(self, metric: str, value: float | None, **tags: Tag) -> None:
+        """Keep the newest value; with None let go of it."""
+        if self._host.dead:
+            return
+        if value is None:
+            self.gauges.pop(_key(metric, tags), None)
+        else:
             self.gauges[_key(metric, tags)] = value
 
     def observe(self, metric: str, value: float, **tags: Tag) -> None:
