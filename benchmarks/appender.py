@@ -31,6 +31,7 @@ from delta_sink.delta.state import LogState
 from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
 from delta_sink.model import AppId, OffsetRange, TopicPartition
 from delta_sink.telemetry import STORE_REQUESTS
+from delta_sink.traces import Trace
 
 SEED = 20_240_229
 BATCHES = 8
@@ -99,6 +100,11 @@ class RequestCounts:
 
     def observe(self, metric: str, value: float, **tags: str | int) -> None:
         """Drop the observation."""
+
+    is_tracing = False
+
+    def trace(self, trace: Trace) -> None:
+        """Drop the trace."""
 
 
 def table_log(folder: str, *, fsync: bool, telemetry: RequestCounts | None = None) -> Log:

@@ -68,7 +68,8 @@ from delta_sink.ports import (
     Waiting,
 )
 from delta_sink.seen import Done
-from delta_sink.telemetry import LEASE_HELD
+from delta_sink.telemetry import COMMAND_TRACE, LEASE_HELD
+from delta_sink.traces import Spans, Trace
 from delta_sink.trouble import Trouble, bug_sentence
 from delta_sink.vacuuming import cleanup_log, vacuum
 
@@ -123,6 +124,8 @@ class _Open:
     rests_until_ms: int = 0
     wants_turn: bool = False
     has_turn: bool = False
+    spans: Spans = field(default_factory=Spans)
+    begun_ms: int = 0
 
 
 class Maintainer:
@@ -354,7 +357,26 @@ class Maintainer:
 
     def _begin(self, command: Command, received: Received | None) -> None:
         errand = Errand(self._upkeep, command)
-        self._open.append(_Open(errand, self._carry_out(errand, received), received))
+        opened = _Open(errand, self._carry_out(errand, received), received)
+        self._open.append(opened)
+        if self._telemetry.is_tracing:
+            opened.begun_ms = self._clock.elapsed_ms()
+            opened.spans = Spans(self._clock.elapsed_ms)
+            if command.issued_at_ms is not None:
+                # Another host's clock said so: it may be ahead of ours.
+                age_ms = max(0, self._clock.wall_ms() - command.issued_at_ms)
+                opened.begun_ms -= age_ms
+                opened.spans.add("topic", opened.begun_ms)
+
+    def _trace(self, each: _Open, error: str | None = None) -> None:
+        """Hand over what was done for a command of which this worker has told something."""
+        command, state = each.errand.asked, each.errand.state
+        if command is None or state is None or not self._telemetry.is_tracing:
+            return
+        fields = {"command": command.command, "id": command.id, "state": state}
+        spans = tuple(each.spans.found)
+        now_ms = self._clock.elapsed_ms()
+        self._telemetry.trace(Trace(COMMAND_TRACE, each.begun_ms, now_ms, spans, fields, error))
 
     def _carry_out(self, errand: Errand, received: Received | None) -> Steps[None]:
         """Carry out a command, whatever comes; its offset is done in the end, or another's."""
@@ -436,9 +458,11 @@ class Maintainer:
                 )
         except StopIteration:
             self._open.remove(each)
+            self._trace(each)
             return
         except Interrupted as error:
             self._open.remove(each)
+            self._trace(each, str(error))
             self._give_up(each, error)
             return
         self._wish(each, wish, now_ms)
@@ -447,15 +471,18 @@ class Maintainer:
         each.is_together = False
         match wish:
             case Task():
-                each.jobs = [self._jobs.submit(wish.name, wish.function)]
+                each.jobs = [self._submit(each, wish)]
             case Together():
                 each.is_together = True
-                each.jobs = [self._jobs.submit(task.name, task.function) for task in wish.tasks]
+                each.jobs = [self._submit(each, task) for task in wish.tasks]
             case Rest():
                 each.rests_until_ms = now_ms + wish.duration_ms
             case Turn():
                 each.has_turn = each.has_turn and not wish.give_back
                 each.wants_turn = not wish.give_back
+
+    def _submit(self, each: _Open, task: Task[Any]) -> Job[Any]:
+        return self._jobs.submit(task.name, each.spans.timed(task.name, task.function))
 
     def _give_up(self, each: _Open, error: Interrupted) -> None:
         """Leave a command to others: its leases are given back, its offset stays."""

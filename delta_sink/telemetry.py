@@ -1,4 +1,4 @@
-"""Every metric and every event of delta-sink, each declared once: name, kind, unit, sentence.
+"""Every metric, event and trace of delta-sink, each declared once: name, kind, unit, sentence.
 
 Code names them through the constants here (`telemetry.count(CONSUMED_RECORDS, 5, topic=topic)`),
 so that a misspelt one is refused by mypy; a name, tag or field that is not declared is refused by
@@ -44,6 +44,16 @@ class Event:
     name: str
     level: Level
     sentence: str
+    fields: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceKind:
+    """One kind of trace: the steps that it has, and the fields of the whole."""
+
+    name: str
+    sentence: str
+    steps: str
     fields: tuple[str, ...]
 
 
@@ -259,6 +269,10 @@ LEASE_HELD: Final = _metric(
     "Leases of the kind that this worker holds now.",
     "lease",
 )
+TRACES_LOST: Final = _metric(
+    "delta_sink_traces_lost_total", "counter", "traces",
+    "Traces that the OTLP collector did not take, or that came faster than they could be sent.",
+)
 AUDIT_OK: Final = _metric(
     "delta_sink_audit_ok", "gauge", "ok",
     "1 if the last audit by the holder of the audit's lease found nothing wrong, 0 if it did.",
@@ -452,7 +466,7 @@ AUDIT_FAILED: Final = _event(
     "version", "error",
 )
 EXPORT_FAILED: Final = _event(
-    "export_failed", "warning", "Metrics could not be sent to the OTLP collector.",
+    "export_failed", "warning", "Metrics or traces could not be sent to the OTLP collector.",
     "error",
 )
 LIBRARY_LOGGED: Final = _event(
@@ -460,6 +474,35 @@ LIBRARY_LOGGED: Final = _event(
     "logger", "category", "error",
 )
 # fmt: on
+
+
+BATCH_TRACE: Final = "batch"
+COMMAND_TRACE: Final = "command"
+
+TRACES: Final[Mapping[str, TraceKind]] = MappingProxyType(
+    {
+        BATCH_TRACE: TraceKind(
+            BATCH_TRACE,
+            "A batch of a writer, from its first record to its commit, or to the error that its "
+            "commit met.",
+            "`poll`, `decode` (both once for each chunk), `encode`, `upload` (up to four), `commit`",
+            ("commit_id", "version", "rows", "files", "bytes"),
+        ),
+        COMMAND_TRACE: TraceKind(
+            COMMAND_TRACE,
+            "A control command, from the time it was issued to its outcome.",
+            "`topic` (until a worker had read it), then each job that was done for it: `begin`, "
+            "`lease`, `tell`, and those of the command",
+            ("command", "id", "state"),
+        ),
+    }
+)
+
+
+def check_trace(name: str, fields: Collection[str]) -> None:
+    """Assert that the trace and its fields are declared."""
+    assert name in TRACES, f"trace {name} is not declared in delta_sink/telemetry.py"
+    assert set(fields) <= set(TRACES[name].fields), f"trace {name}: fields {sorted(fields)}"
 
 
 def check_metric(name: str, kind: Kind, tags: Collection[str]) -> Metric:
@@ -490,7 +533,7 @@ def graver(one: str, other: str) -> Level:
 def document() -> str:
     """Return `docs/metrics.md`: the tables of metrics, tags, events and fields."""
     lines = [
-        "# Metrics and events",
+        "# Metrics, traces and events",
         "",
         "Written by `python -m delta_sink.telemetry`; change the declarations there, not this file.",
         "Every metric also carries the label `sink`, the name from the configuration file.",
@@ -506,6 +549,10 @@ def document() -> str:
     ]
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     lines += [f"| `{name}` | {sentence} |" for name, sentence in TAGS.items()]
+    lines += ["", "## Traces", "", "| trace | what it is | steps | fields |", "|---|---|---|---|"]
+    lines += [
+        f"| `{t.name}` | {t.sentence} | {t.steps} | {_codes(t.fields)} |" for t in TRACES.values()
+    ]
     lines += ["", "## Events", "", "| event | level | what it says | fields |", "|---|---|---|---|"]
     lines += [
         f"| `{e.name}` | {e.level} | {e.sentence} | {_codes(e.fields)} |" for e in EVENTS.values()

@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         "pure",
         (
             "telemetry",
+            "traces",
             "status",
             "decode",
             "buffer",
