@@ -58,7 +58,7 @@ class Sealed:
     held_bytes: int
     chunks_count: int
     encoding: Job[EncodedBatch]
-    spans: Spans
+    spans: Spans = field(default_factory=Spans)
     encoded: EncodedBatch | None = None
     puts: list[Job[None]] = field(default_factory=list)
 
