@@ -54,6 +54,9 @@ from delta_sink.wiring import (
     probe_store,
 )
 
+INITIAL = ("table", "topics", "locks")
+"""What `init` creates."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="delta-sink")
@@ -157,17 +160,47 @@ def _connect(settings: Settings) -> list[Finding]:
 @cli.command()
 @configured
 @click.option("--move", is_flag=True, help="Register the sink's name for a table that was moved.")
-def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bool) -> None:
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(INITIAL),
+    help="Create this and not the rest; may be given several times.",
+)
+def init(
+    config: tuple[str, ...],
+    sets: tuple[str, ...],
+    as_json: bool,
+    move: bool,
+    only: tuple[str, ...],
+) -> None:
     """Create the table, the lock table and the topics we write; what exists stays as it is."""
     settings = load_settings(config, sets)
     parts = make_parts(settings)
-    source = make_source(parts)
-    create_locks(settings)
-    leases = make_leases(settings)
+    wanted = only or INITIAL
+    if "locks" in wanted:
+        create_locks(settings)
     if move:
+        leases = make_leases(settings)
         move_sink(leases, sink=settings.name, table_uri=parts.table_uri)
-    else:
+    elif "locks" in wanted or "table" in wanted:
+        leases = make_leases(settings)
         register_sink(leases, sink=settings.name, table_uri=parts.table_uri)
+    version = _init_table(parts) if "table" in wanted else None
+    topics = create_topics(settings, parts.telemetry) if "topics" in wanted else []
+    if as_json:
+        print_json({"ok": True, "table_version": version, "topics_created": topics})
+        return
+    if version is not None:
+        click.echo(f"table {settings.table.uri} is ready at version {version}")
+    if "locks" in wanted:
+        click.echo("the lock store is ready")
+    for topic in topics:
+        click.echo(f"topic {topic} was created")
+
+
+def _init_table(parts: Parts) -> int:
+    """Return the version at which the table is there as it is configured."""
+    settings, source = parts.settings, make_source(parts)
     probe_conditional_put(parts.log.store)
     author = Author(settings.name, "init")
     state = open_log(parts.log)
@@ -178,13 +211,7 @@ def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bo
         state = adopt_table(parts.log, state, author)
     state = open_table(source, author)
     view_of(settings, state)
-    topics = create_topics(settings, parts.telemetry)
-    if as_json:
-        print_json({"ok": True, "table_version": state.version, "topics_created": topics})
-    else:
-        click.echo(f"table {settings.table.uri} is ready at version {state.version}")
-        for topic in topics:
-            click.echo(f"topic {topic} was created")
+    return state.version
 
 
 @cli.command()

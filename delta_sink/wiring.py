@@ -24,6 +24,7 @@ from delta_sink.attendance import Attendance
 from delta_sink.audit import audit_log
 from delta_sink.audit_report import Audit
 from delta_sink.audit_rows import audit_rows
+from delta_sink.auditing import audit_again
 from delta_sink.claim import Source
 from delta_sink.company import Company
 from delta_sink.config import Source as ConfigSource
@@ -351,7 +352,7 @@ def make_maintainer(
         group=group,
         attendance=_attendance(parts, leases, role, worker),
         dead_letters=None if once else _dead_letters(parts),
-        schedule=schedule if role == "compactor" and not once else None,
+        standing=(schedule, audit_again) if role == "compactor" and not once else (),
     )
     return maintainer, jobs
 

@@ -22,7 +22,7 @@ from delta_sink.errors import FatalError
 from delta_sink.memory import MemoryBudget
 from delta_sink.model import TopicPartition
 from delta_sink.settings import Settings
-from delta_sink.telemetry import check_event, check_metric
+from delta_sink.telemetry import check_event, check_metric, check_trace
 from delta_sink.testing import FakeKafka, FakeStore, FakeTelemetry, Host, Task, World
 from delta_sink.view import table_spec
 from delta_sink.writer import Writer
@@ -354,6 +354,8 @@ def check_telemetry(telemetry: FakeTelemetry) -> None:
     """Every event, field, metric and tag that a worker used is declared."""
     for _, name, _, fields in telemetry.events:
         check_event(name, fields)
+    for trace in telemetry.traces:
+        check_trace(trace.name, trace.fields)
     recorded = [("counter", telemetry.counts), ("gauge", telemetry.gauges)]
     for kind, found in [*recorded, ("histogram", telemetry.observations)]:
         for name, *tags in found:
