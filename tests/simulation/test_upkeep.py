@@ -9,7 +9,8 @@ from delta_sink.delta.conditions import FenceBelow, InputsLive
 from delta_sink.delta.plan import TagAboveFence
 from delta_sink.testing import World
 from tests.simulation.mutants import Change, Mutant
-from tests.simulation.upkeep import Upkeeping, run_seed
+from tests.simulation.upkeep import Upkeeping
+from tests.simulation.upkeep_swarm import run_seed
 
 SEEDS = 30
 
@@ -28,7 +29,7 @@ def test_vacuums_that_race_without_locks(seed):
 def test_a_large_command_is_divided_and_answered_once(seed, monkeypatch):
     monkeypatch.setattr(compacting, "DIVIDE_FILES", 4)
     with World(seed) as world:
-        it = Upkeeping.of(world, "table: {partition_by: [_kafka_partition]}\n", partitions=4)
+        it = Upkeeping.of(world, "table.partition_by=[_kafka_partition]", partitions=4)
         sim = it.sim
         sim.start("w0")
         for _ in range(6):
