@@ -28,6 +28,8 @@ class Swarm:
         self.sim = upkeeping.sim
         self.random: Random = self.sim.world.random("upkeep swarm")
         self.is_over = False
+        self.outage_until_ms = 0
+        self.is_answered = False
         self.sent: list[tuple[str, str, dict]] = []
         self.done: Counter[str] = Counter()
         self.neighbour = Neighbour(self.sim, self.sim.world.random("neighbour"))
@@ -65,7 +67,15 @@ class Swarm:
             self.sim.produce(self.random.randrange(self.sim.partitions))
 
     def _compact(self) -> None:
+        """Sometimes another engine takes files away while they are rewritten."""
         self._send("compact", **self.random.choice([{}, {}, {"sort_by": ["seq"]}]))
+        if self.random.random() < 0.4:
+            for _ in range(3):
+                self.sim.world.after_steps(self.random.randrange(5, 250), self._interfere)
+
+    def _interfere(self) -> None:
+        if not self.is_over and self.neighbour.compact():
+            self.done["another engine compacts at any step"] += 1
 
     def _vacuum(self) -> None:
         self._send("vacuum", dry_run=self.random.random() < 0.2)
@@ -120,6 +130,12 @@ class Swarm:
 
     def _lose_the_locks(self) -> None:
         self.it.leases.wire.outage(self.random.choice([500, 5_000, 60_000]))
+
+    def _lose_the_store(self) -> None:
+        wire = self.random.choice([self.sim.store, self.sim.kafka]).wire
+        outage_ms = self.random.choice([500, 5_000, 60_000])
+        wire.outage(outage_ms)
+        self.outage_until_ms = max(self.outage_until_ms, self.sim.world.now_ms + outage_ms)
 
     def _pause_by_command(self) -> None:
         role = self.random.choice(["writer", "maintenance"])
@@ -198,6 +214,12 @@ class Swarm:
         name = self.it.send(command, partition=partition, **args)
         self.sent.append((command, name, args))
 
+    def _resume_all(self) -> None:
+        if self.is_answered:
+            return
+        for role in ("writer", "maintenance"):
+            self.it.send("resume", role=role)
+
     def _end(self) -> None:
         """After the faults every command is answered and every record is in the table."""
         sim = self.sim
@@ -210,9 +232,12 @@ class Swarm:
         for name, worker in sorted(sim.workers.items()):
             if not worker.is_up:
                 sim.start(name)
-        for role in ("writer", "maintenance"):
-            # A broken lock may have let an old pause be applied again.
-            self._send("resume", role=role)
+        self._resume_all()
+        if self.done["every lock broken"]:
+            # Notes of what was done are lost with the locks: a role that reads on from far behind
+            # may apply a pause again whose resume the other role has long answered.
+            for minute in range(1, 15):
+                self.sim.world.later(60_000 * minute, self._resume_all)
         ids = [name for _, name, _ in self.sent]
         try:
             self.it.run(lambda: all(self.it.is_answered(name) for name in ids))
@@ -222,10 +247,13 @@ class Swarm:
             open_ids = [sent for sent in self.sent if not self.it.is_answered(sent[1])]
             said = {name: self.it.states(name) for _, name, _ in open_ids}
             raise AssertionError(f"{open_ids} have no outcome: {said}; {error}") from None
+        # A command may fail in an outage, and of this one we ask that it succeeds.
+        self._pass(max(0, self.outage_until_ms - self.sim.world.now_ms))
         last = self.it.send("compact")
         self.it.run(lambda: self.it.is_answered(last))
         assert self.it.states(last)[-1] == "succeeded", self.it.outcomes(last)
         sim.finish()
+        self.is_answered = True
         self.it.stop()
         self.it.check()
 
@@ -244,6 +272,7 @@ EVENTS: dict[str, tuple[float, Callable[[Swarm], bool | None]]] = {
     "a worker starts anew": (2, Swarm._restart),
     "a worker is paused": (1, Swarm._pause_worker),
     "the locks do not answer": (1, Swarm._lose_the_locks),
+    "store or brokers do not answer": (0.6, Swarm._lose_the_store),
     "paused by command": (1, Swarm._pause_by_command),
     "a worker is killed at any step": (2, Swarm._kill_at_any_step),
     "another engine: commit": (0.5, Swarm._foreign_commit),
@@ -256,6 +285,7 @@ VACUUM_EVENTS: dict[str, tuple[float, Callable[[Swarm], bool | None]]] = {
     "a vacuum is paused": (1, Swarm._pause_vacuum),
 }
 ALSO_MET = (
+    "another engine compacts at any step",
     "another engine: clean_up",
     "another engine: vacuum",
     "night: absence",
