@@ -114,12 +114,13 @@ class Simulation:
     workers: dict[str, Worker] = field(default_factory=dict)
     past: list[Worker] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
+    judge: type[Oracle] = Oracle
 
     def __post_init__(self) -> None:
         self.settings = settings_of(self.config, *self.sets)
         self.kafka = FakeKafka(self.world, topic_ids=self.settings.source.topic_ids == "required")
         self.store = FakeStore(self.world)
-        self.oracle = Oracle(self.store, self.kafka, self.ledger, dead_letter_topic=LETTERS)
+        self.oracle = self.judge(self.store, self.kafka, self.ledger, dead_letter_topic=LETTERS)
         self.group = self.kafka.group(self.settings.consumer_group)
         self.group.committed = GroupOffsets(self.oracle)
         self.kafka.create_topic(TOPIC, self.partitions)
