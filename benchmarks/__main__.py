@@ -19,10 +19,10 @@ import deltalake
 import pyarrow as pa
 from rich.console import Console
 
-from benchmarks import commit_path, compaction, drain, fsync
+from benchmarks import commit_path, compaction, drain, fsync, telemetry
 from benchmarks.report import WIDTH, show
 
-Result = commit_path.CommitPath | fsync.Fsync | drain.Drain | compaction.Compaction
+Result = commit_path.CommitPath | fsync.Fsync | drain.Drain | compaction.Compaction | telemetry.Cost
 Say = Callable[[str], None]
 
 
@@ -46,11 +46,17 @@ def _compaction(is_quick: bool, folder: str, say: Say) -> Result:
     return compaction.run(shape, folder, say)
 
 
+def _telemetry(is_quick: bool, folder: str, say: Say) -> Result:
+    shape = telemetry.Shape.quick() if is_quick else telemetry.Shape()
+    return telemetry.run(shape, folder, say)
+
+
 BENCHMARKS: dict[str, Callable[[bool, str, Say], Result]] = {
     "commit_path": _commit_path,
     "fsync": _fsync,
     "drain": _drain,
     "compaction": _compaction,
+    "telemetry": _telemetry,
 }
 
 
