@@ -19,11 +19,16 @@ import deltalake
 import pyarrow as pa
 from rich.console import Console
 
-from benchmarks import commit_path, compaction, drain, fsync, scale_out
+from benchmarks import commit_path, compaction, drain, fsync, scale_out, telemetry
 from benchmarks.report import WIDTH, show
 
 Result = (
-    commit_path.CommitPath | fsync.Fsync | drain.Drain | compaction.Compaction | scale_out.ScaleOut
+    commit_path.CommitPath
+    | fsync.Fsync
+    | drain.Drain
+    | compaction.Compaction
+    | scale_out.ScaleOut
+    | telemetry.Cost
 )
 Say = Callable[[str], None]
 
@@ -53,12 +58,18 @@ def _scale_out(is_quick: bool, folder: str, say: Say) -> Result:
     return scale_out.run(shape, folder, say)
 
 
+def _telemetry(is_quick: bool, folder: str, say: Say) -> Result:
+    shape = telemetry.Shape.quick() if is_quick else telemetry.Shape()
+    return telemetry.run(shape, folder, say)
+
+
 BENCHMARKS: dict[str, Callable[[bool, str, Say], Result]] = {
     "commit_path": _commit_path,
     "fsync": _fsync,
     "drain": _drain,
     "compaction": _compaction,
     "scale_out": _scale_out,
+    "telemetry": _telemetry,
 }
 
 

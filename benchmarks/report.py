@@ -27,11 +27,14 @@ from benchmarks.drain import Point as DrainPoint
 from benchmarks.fsync import OFF, ON, Fsync
 from benchmarks.lanes import Timings
 from benchmarks.scale_out import EXPECTED_RATIO_MAX, ScaleOut
+from benchmarks.telemetry import EXPECTED_COST_MAX, HALF_WIDTH_MAX, Cost
 
 WIDTH = 100
 
 
-def show(result: CommitPath | Fsync | Drain | Compaction | ScaleOut, console: Console) -> None:
+def show(
+    result: CommitPath | Fsync | Drain | Compaction | ScaleOut | Cost, console: Console
+) -> None:
     """Print `result`."""
     match result:
         case CommitPath():
@@ -45,6 +48,8 @@ def show(result: CommitPath | Fsync | Drain | Compaction | ScaleOut, console: Co
             _show_compaction(result, console)
         case ScaleOut():
             _show_scale_out(result, console)
+        case Cost():
+            _show_telemetry(result, console)
 
 
 def verdict(found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
@@ -226,3 +231,17 @@ def _show_drain_point(point: DrainPoint, runs: int, console: Console) -> None:
         f"{name} {seconds / point.size_bytes * 1e9:.2f}" for name, seconds in point.stages.items()
     )
     console.print(f"where the CPU of one more run went, s a GB: {stages}\n")
+
+
+def _show_telemetry(result: Cost, console: Console) -> None:
+    console.print("telemetry: a drain with it against one without", style="bold")
+    if result.skipped is not None:
+        console.print(f"{result.skipped}\n")
+        return
+    is_sure = "" if result.half_width <= HALF_WIDTH_MAX else ", wider than wanted"
+    console.print(
+        f"{result.throughput:.3f}x the throughput "
+        f"({verdict(result.throughput, at_least=1 - EXPECTED_COST_MAX)}), "
+        f"± {result.half_width:.3f} in {len(result.pairs)} pairs{is_sure}; "
+        f"{result.cpu:.3f}x the CPU; {result.scrapes} scrapes, {result.spans} spans\n"
+    )

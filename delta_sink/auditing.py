@@ -23,6 +23,7 @@ from delta_sink.errand import Errand, Interrupted, Rest, Steps, do
 from delta_sink.errors import RetriableError, TableRefused
 from delta_sink.lease import lease_key
 from delta_sink.ports import Created, Exists
+from delta_sink.trouble import Trouble
 
 AUDIT_PERIOD_MS: Final = 6 * 3_600_000
 AGAIN_MS: Final = 60_000
@@ -61,12 +62,13 @@ class InterruptibleLog:
 def audit_again(errand: Errand) -> Steps[None]:
     """Audit every `AUDIT_PERIOD_MS` until the worker stops."""
     key = lease_key(errand.upkeep.table_uri, "audit")
+    trouble = Trouble()
     while True:
         held = yield from errand.hold(key)
         try:
             # Without locks every compactor would read the whole log: rather nobody does.
             while held is not None:
-                rest_ms = yield from _audit(errand)
+                rest_ms = yield from _audit(errand, trouble)
                 yield from _wait(errand, rest_ms)
         except Interrupted:
             if errand.is_stopping:
@@ -78,7 +80,7 @@ def audit_again(errand: Errand) -> Steps[None]:
         yield Rest(AGAIN_MS)
 
 
-def _audit(errand: Errand) -> Steps[int]:
+def _audit(errand: Errand, trouble: Trouble) -> Steps[int]:
     """Audit once, and return how long to wait for the next time."""
     log = errand.upkeep.log
     watched = replace(
@@ -87,8 +89,10 @@ def _audit(errand: Errand) -> Steps[int]:
     try:
         found = yield from do("audit", lambda: audit_log(watched, errand.upkeep.settings.name))
     except (RetriableError, TableRefused) as error:
-        log.telemetry.event("waiting", reason=f"the audit: {error}")
+        if trouble.failed(str(error), log.clock.elapsed_ms()):
+            log.telemetry.event("waiting", reason=f"the audit: {error}")
         return AGAIN_MS
+    trouble.is_over()
     _say(errand, found)
     return AUDIT_PERIOD_MS
 

@@ -13,6 +13,7 @@ import click
 from delta_sink import __version__
 from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.adapters.process import prepare_process
+from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.claim import open_table
 from delta_sink.cli_control import control
 from delta_sink.cli_maintenance import run_compactor, run_vacuum
@@ -26,7 +27,7 @@ from delta_sink.cli_options import (
     print_json,
 )
 from delta_sink.cli_status import status
-from delta_sink.cli_worker import last_words, register, stop_by_signal, supervised
+from delta_sink.cli_worker import last_words, register, stop_by_secret, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
@@ -80,17 +81,19 @@ def run_writer(
     config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, until_end: bool
 ) -> None:
     """Write the topics of one sink into its table."""
-    settings = load_settings(config, sets)
+    # A bounded run ends by itself; what it leaves with says that the end was reached.
+    files = SecretFiles()
+    settings = load_settings(config, sets, files)
     give_memory_back()
     parts = make_parts(settings)
     parts.telemetry.capture_libraries()
     with supervised(parts):
-        _write(parts, until_end=until_end)
+        _write(parts, SecretFiles() if until_end else files, until_end=until_end)
     if as_json:
         print_json({"ok": True})
 
 
-def _write(parts: Parts, *, until_end: bool) -> None:
+def _write(parts: Parts, files: SecretFiles, *, until_end: bool) -> None:
     """Run a writer until it has stopped."""
     prepare_process()
     with Station(parts, "writer") as station:
@@ -99,7 +102,8 @@ def _write(parts: Parts, *, until_end: bool) -> None:
         writer, jobs = make_writer(parts, until_end=until_end)
         station.attach(lambda: writer.status)
         stop_by_signal(parts, writer.request_stop)
-        writer.run()
+        with stop_by_secret(parts, files, writer.request_stop):
+            writer.run()
         jobs.close(0)
 
 

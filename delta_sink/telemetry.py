@@ -449,6 +449,10 @@ JOB_ENDED: Final = _event(
     "job_ended", "debug", "A job beside the state thread has ended, well or not.",
     "job", "duration_ms",
 )
+SECRET_CHANGED: Final = _event(
+    "secret_changed", "info", "A mounted file has changed: the worker stops, to begin with the new one.",
+    "reason",
+)
 HTTP_LISTENING: Final = _event(
     "http_listening", "info", "Metrics, probes and status are served.",
     "address",
