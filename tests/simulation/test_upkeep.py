@@ -7,7 +7,7 @@ import pytest
 from delta_sink import compacting
 from delta_sink.testing import World
 from tests.simulation.upkeep import Upkeeping
-from tests.simulation.upkeep_mutants import FOREIGN_CLOCK, MUTANTS, delivered_again
+from tests.simulation.upkeep_mutants import FOREIGN_CLOCK, MUTANTS, delivered_again, log_keeping
 from tests.simulation.upkeep_swarm import run_seed
 
 SEEDS = 30
@@ -69,6 +69,11 @@ def test_a_worker_that_is_to_stop_does_not_wait_out_its_rests():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_command_delivered_again_has_no_second_effect(seed):
     delivered_again(seed)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_log_that_is_looked_after_can_always_be_read(seed):
+    log_keeping(seed)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
