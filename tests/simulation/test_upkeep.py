@@ -78,8 +78,10 @@ def test_a_log_that_is_looked_after_can_always_be_read(seed):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_of_maintenance_is_caught(mutant):
+    """By the seed that caught it; every change of the product may make that another schedule."""
     assert mutant.seed < mutant.seeds
-    assert mutant.caught_by(mutant.seed), f"{mutant.name} lives with the seed that caught it"
+    caught = any(mutant.caught_by(seed) for seed in [mutant.seed, *range(min(8, mutant.seeds))])
+    assert caught, f"{mutant.name} lives: python -m tests.simulation.upkeep_mutants"
 
 
 def test_a_lease_that_trusts_foreign_clocks_costs_work_and_no_data():

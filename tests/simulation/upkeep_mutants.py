@@ -123,18 +123,21 @@ MUTANTS = [
         scenario,
         (Change(InputsLive, "check", "in self.keys:", "in ():"),),
         seeds=40,
+        seed=13,
     ),
     Mutant(
         "compaction ignores the deletion vector of an input",
         scenario,
         (Change(compaction, "_without", "if low == high:", "if True:"),),
         seeds=60,
+        seed=19,
     ),
     Mutant(
         "a writer and a compactor that ignore the fence",
         scenario,
         (Change(TagAboveFence, "check", "if self.tag <=", "if False and self.tag <="),),
         seeds=200,
+        seed=1,
     ),
     Mutant(
         "a fence that falls",
@@ -200,6 +203,7 @@ MUTANTS = [
         log_keeping,
         (Change(vacuuming, "plan_cleanup", "if needed is not None and fence >= 0:", "if False:"),),
         seeds=40,
+        seed=1,
     ),
     Mutant(
         "clean-up of young entries",
@@ -209,12 +213,14 @@ MUTANTS = [
             Change(vacuuming, "plan_cleanup", " if info.modified_ms < cutoff_ms", ""),
         ),
         seeds=200,
+        seed=3,
     ),
     Mutant(
         "clean-up not oldest first",
         scenario,
         (Change(vacuuming, "plan_cleanup", "going.sort(key=", "going.sort(reverse=True, key="),),
         seeds=200,
+        seed=2,
     ),
     Mutant(
         "a command is acted on again when it is delivered again",
