@@ -45,6 +45,9 @@ DIVIDE_FILES: Final = 2_000
 DIVIDE_BYTES: Final = 2 * 1024 * MIB
 """A command with so many files or bytes to rewrite, in several slots, is divided."""
 
+PLAN_FILES_MAX: Final = 50_000
+"""A plan of more files is not kept for the next part: it takes some kilobytes a file."""
+
 ROUNDS_MAX: Final = 3
 """How often what was dropped, because others changed the files, is planned anew."""
 
@@ -117,7 +120,7 @@ def compact(errand: Errand) -> Steps[Ended]:
     assert isinstance(args, Compact), errand.command
     upkeep, part = errand.upkeep, errand.command.part
     try:
-        plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, part))
+        plan = yield from do("plan", lambda: _planned(errand, args, part))
     except WhereWrong as error:
         return Ended("refused", f"'where': {error}")
     except TableRefused as error:
@@ -125,6 +128,7 @@ def compact(errand: Errand) -> Steps[Ended]:
     if args.dry_run:
         return Ended("succeeded", _dry_sentence(plan), _dry_result(plan))
     if part is None and upkeep.client is not None and plan.is_large:
+        _keep(upkeep, errand.command.id, plan)
         ended = yield from _divide(errand, upkeep.client, sorted(plan.slots))
         return ended
     tally = Tally()
@@ -189,6 +193,30 @@ def plan_compaction_of(upkeep: Upkeep, args: Compact, part: Part | None) -> Comp
         bins = plan_bins(files, layout.partition_by, policy, now_ms=now_ms, where=where)
         return CompactionPlan(state, layout, policy, _by_slot(bins, layout.partition_by, part))
     raise TableRefused("checkpoints came and went faster than they could be read: try again")
+
+
+def _planned(errand: Errand, args: Compact, part: Part | None) -> CompactionPlan:
+    """Return what a command or a part comes to; parts of one command are planned together.
+
+    To plan is to read the table's whole state. A plan that was made some time ago is as good: what
+    is no longer true of it is noticed before a commit, and planned anew.
+    """
+    upkeep = errand.upkeep
+    if part is None:
+        return plan_compaction_of(upkeep, args, None)
+    found = upkeep.plans.get(part.parent)
+    if not isinstance(found, CompactionPlan):
+        found = plan_compaction_of(upkeep, args, None)
+        _keep(upkeep, part.parent, found)
+    bins = found.slots.get(part.slot)
+    return replace(found, slots={} if bins is None else {part.slot: bins})
+
+
+def _keep(upkeep: Upkeep, command_id: str, plan: CompactionPlan) -> None:
+    """Keep the plan for the parts of this command, in place of another's."""
+    upkeep.plans.clear()
+    if sum(len(each.files) for each in plan.bins) <= PLAN_FILES_MAX:
+        upkeep.plans[command_id] = plan
 
 
 def policy_of(upkeep: Upkeep, args: Compact, state: LogState) -> CompactionPolicy:

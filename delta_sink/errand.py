@@ -91,7 +91,8 @@ class Ended:
 class Upkeep:
     """What maintenance is done with: the same for every errand of a worker.
 
-    `client` is None for a worker that was started without a control topic (`--once`).
+    `client` is None for a worker that was started without a control topic (`--once`). `plans` is
+    the one thing that changes.
     """
 
     settings: Settings
@@ -102,6 +103,8 @@ class Upkeep:
     memory_bytes_max: int
     cores: int
     client: ControlClient | None = None
+    plans: dict[str, object] = field(default_factory=dict)
+    """What was planned for a command whose parts are being done, by the command's id."""
 
     @property
     def rules(self) -> Rules:
