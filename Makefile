@@ -36,9 +36,10 @@ test-long: $(STAMP) ## Run every test, the long ones too
 SEEDS ?= 2000
 SEED0 ?= 0
 JOBS ?= 2
+WORLD ?= writers
 
-sim: $(STAMP) ## Run SEEDS (2000) seeds of the simulation from SEED0 (0) on, in JOBS (2) processes
-	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed0 $(SEED0) --jobs $(JOBS)
+sim: $(STAMP) ## Run SEEDS (2000) seeds of a WORLD (writers or upkeep) from SEED0 (0) on, in JOBS (2) processes
+	@$(BIN)/python -m tests.simulation --world $(WORLD) --seeds $(SEEDS) --seed0 $(SEED0) --jobs $(JOBS)
 
 sim-minimise: $(STAMP) ## Make a failing seed smaller: make sim-minimise SEED=17
 	@$(BIN)/python -m tests.simulation --minimise $(SEED)

@@ -22,6 +22,7 @@ aborted records, which are never returned.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +35,7 @@ from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
 
-from delta_sink.adapters.kafka_client import is_refusal, make_client, refusal, said
+from delta_sink.adapters.kafka_client import is_refusal, keep_for_ever, make_client, refusal, said
 from delta_sink.adapters.kafka_settings import consumer_settings, is_incremental, is_kip_848
 from delta_sink.adapters.kafka_topics import TopicWatch, matching
 from delta_sink.adapters.kafka_way_back import WayBack
@@ -143,8 +144,7 @@ class KafkaConsumer:
         self._settings = settings
         self._client: Any = make_client(Client, settings, telemetry)
         self._way_back = WayBack(config)
-        # Kept, since to free a client is to close it: see `close`.
-        self._cut_off: list[Any] = []
+        self._rebalances = 0
         self._pattern = pattern
         self._watch = self._watched(config)
         if self._topics:
@@ -215,27 +215,38 @@ class KafkaConsumer:
     def close(self) -> None:
         """Leave the group and free everything, within `CLOSE_MS_MAX` even if no broker answers.
 
-        The partitions are given back first, by polls in this thread. librdkafka's own close would
-        call back for it, and an answer given inside of it may wait for ever, with the lock of the
-        interpreter held (librdkafka's issues 4041 and 4884; seen with 2.16). Where giving back
-        does not end in time, the client is left as it is: its session times out.
+        The partitions are given back first, by polls. librdkafka's own close would call back for
+        what its queue still holds of a rebalance, and an answer after the group was left waits for
+        ever, with the interpreter's lock held (seen with 2.16; librdkafka's issues 4041 and 4884).
+        Where giving back does not end in time, the client is left as it is: its session ends.
         """
         self._way_back.close()
         if self._watch is not None:
             self._watch.close()
         self._forget(self._owned.copy())
         deadline_s = time.monotonic() + CLOSE_MS_MAX / 1000
-        try:
-            self._client.unsubscribe()
-            while self._client.assignment():
-                if time.monotonic() > deadline_s:
-                    return
-                self._client.poll(0.02)
-        except (KafkaException, RuntimeError):
-            return  # a client that refuses this is in no group any more
+        if not self._give_back(deadline_s):
+            keep_for_ever(self._client)
+            return
         closer = threading.Thread(target=self._client.close, name="kafka-close", daemon=True)
         closer.start()
         closer.join(max(0.0, deadline_s - time.monotonic()))
+
+    def _give_back(self, deadline_s: float) -> bool:
+        """Leave the group; return whether that came to its end, with no callback left waiting.
+
+        A rebalance may still wait in the client's queue, and the one of leaving follow it. It is
+        there before a question for the assignment is answered: a poll after that meets all.
+        """
+        with contextlib.suppress(KafkaException, RuntimeError):  # it is in no group any more
+            self._client.unsubscribe()
+            while time.monotonic() < deadline_s:
+                rebalances = self._rebalances
+                is_assigned = bool(self._client.assignment())
+                message = self._client.poll(0.02 if is_assigned else 0.0)
+                if message is None and not is_assigned and self._rebalances == rebalances:
+                    return True
+        return False
 
     # --- the group ---
 
@@ -252,7 +263,7 @@ class KafkaConsumer:
         """Join the group with a new client, the old one being cut off: see `kafka_way_back`."""
         self._log("replaced", "the client is cut off from the brokers: a new one joins the group")
         self._way_back.is_found()
-        self._cut_off.append(self._client)
+        keep_for_ever(self._client)
         try:
             self._client.unsubscribe()  # should it come back after all, it must not join
         except KafkaException as error:
@@ -288,6 +299,7 @@ class KafkaConsumer:
 
     def _on_assign(self, _client: object, places: list[Place]) -> None:
         """Accept the partitions and pause them. Must not raise: see `_answered`."""
+        self._rebalances += 1
         self._way_back.is_found()
         tps = [TopicPartition(place.topic, place.partition) for place in places]
         # Any offset will do, since nothing is read before `start`; without one librdkafka would
@@ -309,6 +321,7 @@ class KafkaConsumer:
         self._give_up(places, lost=True)
 
     def _give_up(self, places: list[Place], *, lost: bool) -> None:
+        self._rebalances += 1
         gone = self._forget({TopicPartition(place.topic, place.partition) for place in places})
         if gone:
             self._events.append(Revoked(tuple(sorted(gone)), lost))

@@ -7,6 +7,7 @@ sentence.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -126,6 +127,11 @@ class _ToTelemetry(logging.Handler):
         self._telemetry.event(
             LIBRARY_LOGGED, level, logger="kafka", category=text.split(" ", 1)[0], error=text
         )
+
+
+def keep_for_ever(client: object) -> None:
+    """Never free `client`: freeing is closing, which may wait for ever. Its threads go on."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
 def _logger(telemetry: Telemetry | None) -> logging.Logger:

@@ -77,10 +77,13 @@ _COLUMNS: dict[str, type[Protocol | Metadata | Txn]] = {
 
 def _parquet_actions(file: FetchedFile) -> Iterator[Protocol | Metadata | Txn]:
     file.fetch_footer()
-    parquet = pq.ParquetFile(file)
+    # Nearly every checkpoint of a table that is kept small came whole: no further request.
+    whole = file.whole
+    parquet = pq.ParquetFile(file if whole is None else pa.BufferReader(whole))
     names = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
     for index in range(parquet.num_row_groups):
-        file.fetch(_chunk_ranges(parquet.metadata.row_group(index), names))
+        if whole is None:
+            file.fetch(_chunk_ranges(parquet.metadata.row_group(index), names))
         group = parquet.read_row_group(index, columns=names, use_threads=False)
         for name in names:
             for value in group.column(name).drop_null().to_pylist(maps_as_pydicts="strict"):
@@ -136,6 +139,12 @@ class FetchedFile(io.RawIOBase):
         footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
         if len(tail) < footer_bytes <= size:
             self._footer = self._part(size - footer_bytes, size)
+
+    @property
+    def whole(self) -> bytes | None:
+        """The object's bytes, if all of them came with the footer."""
+        first, data = self._footer
+        return data if first == 0 and len(data) == self._info.size_bytes else None
 
     def fetch(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Make these ranges (offset, end) readable in place of those fetched before."""

@@ -534,6 +534,23 @@ def test_another_process_reaches_the_embedded_broker(kafka):
     assert [value for part in values.values() for value in part] == [b"from afar"]
 
 
+def test_members_that_are_joining_close():
+    """A close that meets its group's answer must end. Where it did not, the process stood still."""
+    program = """if True:
+        import time
+        from tests.contract.test_kafka_mock import MockKafka
+        for _ in range(12):
+            world = MockKafka(**{"partition.assignment.strategy": "range"})
+            members = [world.consumer(f"g{number}") for number in range(8)]
+            time.sleep(0.22)
+            for member in members:  # one after the other, while their groups come to be
+                time.sleep(0.02)
+                member.close()
+            world.close()
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True)
+
+
 def test_the_embedded_broker_closes_twice_and_refuses_doubles():
     with EmbeddedBroker({"a": 1}) as server:
         with pytest.raises(ValueError, match="'a'"):

@@ -13,7 +13,14 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from tests.services.install import CannotInstall, InstallFailed, cache, helm_binary
+from tests.services.install import (
+    CannotInstall,
+    InstallFailed,
+    cache,
+    delta_kernel,
+    helm_binary,
+    python_readers,
+)
 from tests.services.processes import ServerFailed
 from tests.services.servers import TITLES, Servers, installed, uses_docker
 
@@ -22,7 +29,8 @@ def install() -> int:
     """Return 0 when helm is there and every server can be started; under CI, else 1."""
     missing = 0
     print(f"services: installed in {cache()}; the first time takes some minutes", flush=True)
-    wanted: dict[str, Callable[[], object]] = {"helm": helm_binary}
+    wanted: dict[str, Callable[[], object]] = {"helm": helm_binary, "Delta Kernel": delta_kernel}
+    wanted["DuckDB's Delta extension"] = python_readers
     if uses_docker():
         print("services: a Docker engine answers, the tests use its containers")
     else:

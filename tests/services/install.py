@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,26 @@ def minio_binary() -> Path:
 def helm_binary() -> Path:
     """Return helm, with which the chart is rendered; verified as `minio_binary` is."""
     return _go_program("helm", "helm", "helm.sh/helm/v3/cmd/helm", GO_VERSION_MIN_HELM)
+
+
+def delta_kernel() -> list[str]:
+    """Return the command that reads a table with Delta Kernel for Java: `KernelReader.java`."""
+    require_java("Delta Kernel")
+    jars = _jars("kernel", "Delta Kernel")
+    reader = PINNED / "kernel" / "KernelReader.java"
+    # A single source file is compiled as it is started.
+    return ["java", "-Xmx1g", "-cp", f"{jars}/*", str(reader)]
+
+
+def python_readers() -> Path:
+    """Return a folder of Python packages, DuckDB with its extension for Delta, not of this venv."""
+    with _installation("readers") as (folder, fresh):
+        if fresh is not None:
+            pins = str(PINNED / "readers" / "requirements.txt")
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+            command += ["--require-hashes", "--only-binary", ":all:", "--target", str(fresh)]
+            _run([*command, "--requirement", pins], fresh, {})
+    return folder
 
 
 def _go_program(name: str, what: str, package: str, version_min: tuple[int, int]) -> Path:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from tests.simulation import upkeep_run
 from tests.simulation.chaos import EVENTS, SWITCHED, Cuts
 from tests.simulation.minimise import BY_CUT, command, minimise
 from tests.simulation.run import (
@@ -29,6 +30,7 @@ FAILURES_MAX = 20
 def main() -> int:
     """Return 0 if every seed held and, over enough seeds, everything was met."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--world", choices=("writers", "upkeep"), default="writers")
     parser.add_argument("--seeds", type=int, default=2_000, help="how many (2000)")
     parser.add_argument("--seed0", type=int, default=0, help="the first one (0)")
     parser.add_argument("--jobs", type=int, default=2, help="processes (2)")
@@ -39,6 +41,8 @@ def main() -> int:
     parser.add_argument("--day-ms", type=int, default=Cuts.day_ms, help="length of a day")
     parser.add_argument("--only", help="with --replay: only these faults and events")
     options = parser.parse_args()
+    if options.world == "upkeep":
+        return upkeep_run.main(options)
     if options.minimise is not None:
         return _minimise(options.minimise)
     if options.replay is not None:

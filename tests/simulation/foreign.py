@@ -82,11 +82,11 @@ def _land(sim: Simulation, *actions: dict) -> int:
 def append(sim: Simulation, number: int) -> int:
     """Let another engine append two rows of its own, which have nothing of Kafka."""
     rows = [(None, None, None, number, "theirs", None), (None, None, None, None, None, None)]
-    add = _write(sim, f"theirs-{number}-{sim.oracle.entries}.parquet", rows)
+    add = write_rows(sim, f"theirs-{number}-{sim.oracle.entries}.parquet", rows)
     return commit(sim, {"add": add | {"dataChange": True}})
 
 
-def _write(sim: Simulation, path: str, rows: list[tuple]) -> dict:
+def write_rows(sim: Simulation, path: str, rows: list[tuple]) -> dict:
     """Store a data file with these rows (tuples of `COLUMNS`); return its `add`."""
     pieces = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
     buffer = pa.BufferOutputStream()
@@ -103,7 +103,7 @@ def compact(sim: Simulation, files_max: int | None = None) -> int:
     """Replace the oldest live files by one: `dataChange` is false, no offset moves."""
     chosen = list(sim.oracle.files)[:files_max]
     rows = [row for path in chosen for row in sim.oracle.files[path]]
-    add = _write(sim, f"compacted-{sim.oracle.entries}.parquet", rows)
+    add = write_rows(sim, f"compacted-{sim.oracle.entries}.parquet", rows)
     stamp = {"dataChange": False, "deletionTimestamp": sim.world.wall_ms}
     removes = [{"remove": {"path": path, **stamp}} for path in chosen]
     return commit(sim, {"add": add | {"dataChange": False}}, *removes)

@@ -447,8 +447,9 @@ def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
     for name in COLUMNS:
         if name in table.column_names:
             column = table.column(name)
-            is_time = pa.types.is_timestamp(column.type)
-            columns.append((column.cast(pa.int64()) if is_time else column).to_pylist())
+            column = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+            # numpy makes a list several times as fast, but knows no nulls among numbers.
+            columns.append(column.to_pylist() if column.null_count else column.to_numpy().tolist())
         else:
             value: str | int | None = partition_values.get(name)
             if value is not None and name == "_kafka_partition":

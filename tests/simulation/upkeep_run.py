@@ -1,0 +1,142 @@
+"""Many seeds of the maintenance world: `python -m tests.simulation --world upkeep`."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import time
+from collections.abc import Iterator
+
+from delta_sink.testing import Killed, World
+from tests.simulation.run import CHUNK, Outcome, commit, last_line, prepare
+from tests.simulation.upkeep_judge import UpkeepOracle
+from tests.simulation.upkeep_swarm import (
+    ALSO_MET,
+    EFFECTS,
+    EVENTS,
+    STEPS,
+    STEPS_OF_VACUUMS,
+    VACUUM_EVENTS,
+    Swarm,
+    swarm,
+)
+
+MET_SEEDS = 2_000
+PROGRESS_S = 5
+FAILURES_MAX = 20
+VACUUMS_EVERY = 8
+"""Each so-manieth seed lets vacuums race with every lock broken."""
+
+
+def run(seed: int) -> tuple[Outcome, Swarm]:
+    """Break everything, heal, and require an end; a violation is in the outcome."""
+    outcome = Outcome()
+    vacuums = seed % VACUUMS_EVERY == VACUUMS_EVERY - 1
+    with World(seed) as world:
+        found = swarm(world, seed, vacuums=vacuums)
+        try:
+            found.run(STEPS_OF_VACUUMS if vacuums else STEPS)
+        except (Exception, Killed) as error:  # whatever it is, the seed shows it again
+            outcome.failures.append((seed, f"{type(error).__name__}: {error}"))
+        oracle = found.sim.oracle
+        assert isinstance(oracle, UpkeepOracle)
+        outcome.versions.append(oracle.entries)
+        outcome.faults += world.met
+        outcome.events += found.done
+        outcome.events += oracle.seen
+        return outcome, found
+
+
+def run_chunk(seeds: range) -> Outcome:
+    """Run these seeds in this process."""
+    total = Outcome()
+    gc.disable()
+    for seed in seeds:
+        total.add(run(seed)[0])
+    gc.enable()
+    gc.collect()
+    return total
+
+
+def run_many(first: int, count: int, jobs: int) -> Iterator[Outcome]:
+    """Yield what each chunk of `count` seeds told, from `jobs` processes, in any order."""
+    end = first + count
+    chunks = [range(at, min(at + CHUNK, end)) for at in range(first, end, CHUNK)]
+    if jobs == 1:
+        prepare()
+        yield from map(run_chunk, chunks)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, prepare) as pool:
+        yield from pool.imap_unordered(run_chunk, chunks)
+
+
+def declared_faults() -> list[str]:
+    """Return the names of all faults that the parts of this world may have."""
+    with World(0) as world:
+        swarm(world, 0)
+        return sorted(world.declared)
+
+
+def missing(outcome: Outcome) -> list[str]:
+    """Return every fault, event and effect that was never met."""
+    never = [name for name in declared_faults() if not outcome.faults[name]]
+    wanted = (*EVENTS, *VACUUM_EVENTS, *ALSO_MET, *EFFECTS)
+    return never + [name for name in wanted if not outcome.events[name]]
+
+
+def table(outcome: Outcome) -> str:
+    """Return how often each fault, event and effect was really met."""
+    parts = {
+        "faults of transport, brokers and locks": (declared_faults(), outcome.faults),
+        "what happened": ((*EVENTS, *VACUUM_EVENTS, *ALSO_MET), outcome.events),
+        "what maintenance did": (EFFECTS, outcome.events),
+    }
+    lines: list[str] = []
+    for title, (names, counts) in parts.items():
+        lines += ["", title, *[f"{counts[name]:>10}  {name}" for name in names]]
+    return "\n".join(lines)
+
+
+def failure_text(seed: int, sentence: str) -> str:
+    """Return what is printed of a failure: the seed, the commit, the command that shows it again."""
+    head = "\n".join(sentence.splitlines()[:3])
+    again = f"python -m tests.simulation --world upkeep --replay {seed} --trace"
+    return f"FAILED seed {seed} at commit {commit()}: {head}\n    again:   {again}"
+
+
+def main(options: argparse.Namespace) -> int:
+    """Return 0 if every seed held and, over enough seeds, everything was met."""
+    if options.replay is not None:
+        return _replay(options.replay, with_trace=options.trace)
+    began_s = told_s = time.monotonic()
+    total = Outcome()
+    for outcome in run_many(options.seed0, options.seeds, options.jobs):
+        total.add(outcome)
+        for seed, sentence in outcome.failures:
+            print(failure_text(seed, sentence), flush=True)
+        now_s = time.monotonic()
+        if now_s - told_s >= PROGRESS_S:
+            told_s = now_s
+            rate = total.seeds / (now_s - began_s)
+            print(f"{last_line(total, now_s - began_s)}, {rate:.1f} a second", flush=True)
+        if len(total.failures) >= FAILURES_MAX:
+            break
+    print(table(total))
+    never = missing(total) if total.seeds >= MET_SEEDS else []
+    for name in never:
+        print(f"NEVER MET in {total.seeds} seeds: {name}")
+    print(last_line(total, time.monotonic() - began_s))
+    return 1 if total.failures or never else 0
+
+
+def _replay(seed: int, *, with_trace: bool) -> int:
+    prepare()
+    outcome, found = run(seed)
+    if with_trace:
+        print("\n".join(found.sim.world.trace))
+    print(table(outcome))
+    for each, sentence in outcome.failures:
+        print(f"\n{sentence}\n\n{failure_text(each, sentence)}")
+    print(last_line(outcome, 0))
+    return 1 if outcome.failures else 0
