@@ -26,12 +26,15 @@ from benchmarks.drain import BARE, CONTENDERS, EXPECTED, LOOP, SINK, Drain
 from benchmarks.drain import Point as DrainPoint
 from benchmarks.fsync import OFF, ON, Fsync
 from benchmarks.lanes import Timings
+from benchmarks.scale_out import EXPECTED_RATIO_MAX, ScaleOut
 from benchmarks.telemetry import EXPECTED_COST_MAX, HALF_WIDTH_MAX, Cost
 
 WIDTH = 100
 
 
-def show(result: CommitPath | Fsync | Drain | Compaction | Cost, console: Console) -> None:
+def show(
+    result: CommitPath | Fsync | Drain | Compaction | ScaleOut | Cost, console: Console
+) -> None:
     """Print `result`."""
     match result:
         case CommitPath():
@@ -43,6 +46,8 @@ def show(result: CommitPath | Fsync | Drain | Compaction | Cost, console: Consol
             _show_drain(result, console)
         case Compaction():
             _show_compaction(result, console)
+        case ScaleOut():
+            _show_scale_out(result, console)
         case Cost():
             _show_telemetry(result, console)
 
@@ -177,6 +182,15 @@ def _show_compaction(result: Compaction, console: Console) -> None:
     console.print(
         f"ratio of time: {time:.2f}x  {verdict(time, at_most=EXPECTED_TIME_MAX)}; "
         f"of peak memory: {memory:.2f}x  {verdict(memory, at_most=EXPECTED_MEMORY_MAX)}\n"
+    )
+
+
+def _show_scale_out(result: ScaleOut, console: Console) -> None:
+    for count, seconds in result.seconds.items():
+        each = ", ".join(f"{taken:,.1f}" for taken in seconds)
+        console.print(f"compactors of one thread: {count}; seconds from command to outcome: {each}")
+    console.print(
+        f"two by one: {result.ratio:.2f}x  {verdict(result.ratio, at_most=EXPECTED_RATIO_MAX)}\n"
     )
 
 

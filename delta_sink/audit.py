@@ -46,10 +46,9 @@ from delta_sink.delta.checkpoint_files import checkpoint_batches
 from delta_sink.delta.commit import OPEN_TRIES_MAX, Log
 from delta_sink.delta.logstore import Checkpoint, Listing
 from delta_sink.delta.receipt import RETIRED, PartitionReceipt, Receipt, receipt_of
-from delta_sink.delta.repeat import repeat
+from delta_sink.delta.repeat import put_once
 from delta_sink.errors import ObjectMissing, TableRefused
 from delta_sink.model import AppId, runs_of
-from delta_sink.ports import Exists
 
 __all__ = [
     "Audit",
@@ -99,9 +98,7 @@ def write_anchor(log: Log, version: int) -> None:
             anchor = _Walk(log, "", log.entries.list()).anchor(version)
         except ObjectMissing:
             continue
-        data = encode_anchor(anchor)
-        answer = repeat(lambda: log.store.put_if_absent(path, data), log.clock, log.entropy)  # noqa: B023  # called at once
-        if isinstance(answer, Exists):
+        if not put_once(log.store, path, encode_anchor(anchor), log.clock, log.entropy):
             # One that was written while more entries were there proves as much or more.
             decode_anchor(version, log.store.get(path).data)
         return

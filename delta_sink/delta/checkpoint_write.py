@@ -25,12 +25,11 @@ from delta_sink.delta.actions import Metadata
 from delta_sink.delta.commit import Log
 from delta_sink.delta.file_columns import FILE_SCHEMA, TEXT_MAP, TOMBSTONE_SCHEMA
 from delta_sink.delta.logstore import LAST_CHECKPOINT_PATH, LOG_FOLDER
-from delta_sink.delta.repeat import repeat
+from delta_sink.delta.repeat import put_once
 from delta_sink.delta.snapshot import Snapshot, read_snapshot
 from delta_sink.delta.state import LogState
 from delta_sink.delta.support import interval_ms, refuse_unsupported
 from delta_sink.errors import ObjectMissing, RetriableError, StoreRefused, TableRefused
-from delta_sink.ports import Created
 
 FILE_RETENTION_PROPERTY = "delta.deletedFileRetentionDuration"
 FILE_RETENTION_DEFAULT_MS = 7 * 86_400_000
@@ -124,16 +123,12 @@ def write_checkpoint(log: Log, version: int | None = None) -> CheckpointWritten 
         except ObjectMissing:
             continue  # The older checkpoint was cleaned up under us: there is a newer one.
         path = f"{LOG_FOLDER}{state.version:020d}.checkpoint.parquet"
-        answer = repeat(
-            lambda: log.store.put_if_absent(path, encoded.data),  # noqa: B023  # called at once
-            log.clock,
-            log.entropy,
-        )
-        if isinstance(answer, Created):
+        is_ours = put_once(log.store, path, encoded.data, log.clock, log.entropy)
+        if is_ours:
             _point_at(log, state.version, encoded)
         return CheckpointWritten(
             state.version,
-            isinstance(answer, Created),
+            is_ours,
             encoded.files,
             encoded.tombstones,
             len(state.txns),

@@ -7,13 +7,15 @@ import pytest
 from delta_sink import compacting
 from delta_sink.testing import World
 from tests.simulation.upkeep import Upkeeping
-from tests.simulation.upkeep_mutants import FOREIGN_CLOCK, MUTANTS, delivered_again
+from tests.simulation.upkeep_mutants import FOREIGN_CLOCK, MUTANTS, delivered_again, log_keeping
 from tests.simulation.upkeep_swarm import run_seed
 
 SEEDS = 30
+ONCE_WRONG = (2033,)
+"""Seeds that showed a bug, each told where it was mended: "exists" of an anchor that is not there."""
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", [*range(SEEDS), *ONCE_WRONG])
 def test_maintenance_is_right_under_faults(seed):
     run_seed(seed)
 
@@ -154,10 +156,17 @@ def test_a_command_delivered_again_has_no_second_effect(seed):
     delivered_again(seed)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_log_that_is_looked_after_can_always_be_read(seed):
+    log_keeping(seed)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_of_maintenance_is_caught(mutant):
+    """By the seed that caught it; every change of the product may make that another schedule."""
     assert mutant.seed < mutant.seeds
-    assert mutant.caught_by(mutant.seed), f"{mutant.name} lives with the seed that caught it"
+    caught = any(mutant.caught_by(seed) for seed in [mutant.seed, *range(min(8, mutant.seeds))])
+    assert caught, f"{mutant.name} lives: python -m tests.simulation.upkeep_mutants"
 
 
 def test_a_lease_that_trusts_foreign_clocks_costs_work_and_no_data():

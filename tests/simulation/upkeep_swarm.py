@@ -180,10 +180,9 @@ class Swarm:
                 self.sim.start(name)
             for name in ("c0", "c1", "v0", "v1"):
                 self.it.start(name)
-        for command in ("checkpoint", "cleanup-log"):
-            if self.random.random() < 0.6:
-                self._send(command)
-                self.sim.run_for(self.random.choice([300, 5_000]))
+        for command in self.random.choice(MORNINGS):
+            self._send(command, **({"dry_run": False} if command == "vacuum" else {}))
+            self.sim.run_for(self.random.choice([300, 5_000]))
         return None
 
     def _pass(self, duration_ms: int) -> None:
@@ -262,6 +261,7 @@ def _by_neighbour(name: str) -> Callable[[Swarm], bool | None]:
     return lambda swarm: getattr(swarm.neighbour, name)()
 
 
+MORNINGS = ((), ("checkpoint", "cleanup-log"), ("cleanup-log",), ("vacuum", "cleanup-log"))
 NEIGHBOURLY = ("append", "delete", "compact", "checkpoint")
 EVENTS: dict[str, tuple[float, Callable[[Swarm], bool | None]]] = {
     "records": (4, Swarm._produce),
@@ -276,7 +276,7 @@ EVENTS: dict[str, tuple[float, Callable[[Swarm], bool | None]]] = {
     "paused by command": (1, Swarm._pause_by_command),
     "a worker is killed at any step": (2, Swarm._kill_at_any_step),
     "another engine: commit": (0.5, Swarm._foreign_commit),
-    "night": (0.8, Swarm._night),
+    "night": (1.2, Swarm._night),
     **{f"another engine: {name}": (0.8, _by_neighbour(name)) for name in NEIGHBOURLY},
 }
 """What may happen, how often, and what does it; False says that it could not."""

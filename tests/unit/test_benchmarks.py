@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable
 from rich.console import Console
 
-from benchmarks import commit_path, compaction, fsync, telemetry
+from benchmarks import commit_path, compaction, fsync, scale_out, telemetry
 from benchmarks.__main__ import main
 from benchmarks.appender import APP_ID, SCHEMA, Appender, grow, link_table, make_batches
 from benchmarks.commit_path import CONTENDERS, OURS, THEIRS, CommitPath, DeltalakeLane, Point
@@ -229,7 +229,7 @@ def test_the_command_prints_tables(tmp_path, capsys, monkeypatch):
 def test_an_unknown_benchmark_is_named(capsys):
     assert main(["comit_path"]) == 2
     error = capsys.readouterr().err
-    names = "commit_path, fsync, drain, compaction, telemetry"
+    names = "commit_path, fsync, drain, compaction, scale_out, telemetry"
     assert error == f"unknown benchmark 'comit_path', wanted one of {names}\n"
 
 
@@ -243,6 +243,15 @@ def test_compaction_is_compared_on_copies_of_one_table(tmp_path):
         assert run.peak_bytes > 1 << 20
     assert found.as_json()["time_ratio"] == round(found.time_ratio, 3) > 0
     assert "optimize.compact" in shown(found)
+
+
+@pytest.mark.process
+def test_compactors_share_one_command(tmp_path):
+    shape = compaction.Shape(files=12, rows=50, table_partitions=3, target_bytes=1 << 20, runs=1)
+    found = scale_out.run(shape, str(tmp_path), silent)
+    assert {count: len(seconds) for count, seconds in found.seconds.items()} == {1: 1, 2: 1}
+    assert found.as_json()["ratio"] == round(found.ratio, 3) > 0
+    assert "two by one" in shown(found)
 
 
 def cost_of(*ratios):

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
+from delta_sink.audit import write_anchor
+from delta_sink.audit_anchor import anchor_path
 from delta_sink.delta.actions import Add, Protocol, Remove, encode_entry
 from delta_sink.delta.checkpoint_write import CHECKPOINT_SCHEMA, write_checkpoint
 from delta_sink.delta.commit import open_log
@@ -373,3 +375,16 @@ def test_a_hundred_thousand_files_take_less_than_300_mib(tmp_path):
         (tmp_path / entry_path(1_001)).write_text(line)
     assert DeltaTable(str(tmp_path)).version() == 1_001
     assert len(DeltaTable(str(tmp_path)).file_uris()) == 100_001
+
+
+def test_a_store_that_says_exists_and_has_nothing_is_asked_again():
+    """A 409 of a lost race: neither a checkpoint nor an anchor is taken for written."""
+    table = Maintained()
+    table.append()
+    table.store.script("put_if_absent", nothing_landed)
+    written = write_checkpoint(table.log)
+    assert written.is_ours
+    assert f"_delta_log/{written.version:020d}.checkpoint.parquet" in table.store.objects
+    table.store.script("put_if_absent", nothing_landed)
+    write_anchor(table.log, written.version)
+    assert anchor_path(written.version) in table.store.objects
