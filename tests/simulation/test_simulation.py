@@ -92,7 +92,7 @@ def test_it_sees_rows_that_a_rewriting_lost(filled):
     oracle = filled.oracle
     path = next(iter(oracle.files))
     oracle.files[path] = oracle.files[path][:-1]
-    rows = foreign._write(filled, "compacted.parquet", oracle.files[path])
+    rows = foreign.write_rows(filled, "compacted.parquet", oracle.files[path])
     oracle.files[path] = [*oracle.files[path], ("orders", 0, 99, 1, "lost", None)]
     remove = {"path": path, "dataChange": False}
     said = violation(
