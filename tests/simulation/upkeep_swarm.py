@@ -15,7 +15,7 @@ from tests.simulation.upkeep_judge import UpkeepOracle
 HOUR_MS = 3_600_000
 NIGHTS_MAX = 2
 """So that nobody sleeps for a week, after which another engine's vacuum knows no mercy."""
-STEPS, STEPS_OF_VACUUMS = 30, 6
+STEPS, STEPS_OF_VACUUMS = 30, 10
 
 
 class Swarm:
