@@ -31,6 +31,7 @@ from delta_sink.delta.state import LogState
 from delta_sink.delta.table import Author, TableSpec, commit_info, create_table
 from delta_sink.model import AppId, OffsetRange, TopicPartition
 from delta_sink.telemetry import STORE_REQUESTS
+from delta_sink.traces import Trace
 
 SEED = 20_240_229
 BATCHES = 8
@@ -94,11 +95,16 @@ class RequestCounts:
         if metric == STORE_REQUESTS:
             self.by_verb[str(tags["verb"])] += int(amount)
 
-    def gauge(self, metric: str, value: float, **tags: str | int) -> None:
+    def gauge(self, metric: str, value: float | None, **tags: str | int) -> None:
         """Drop the value."""
 
     def observe(self, metric: str, value: float, **tags: str | int) -> None:
         """Drop the observation."""
+
+    is_tracing = False
+
+    def trace(self, trace: Trace) -> None:
+        """Drop the trace."""
 
 
 def table_log(folder: str, *, fsync: bool, telemetry: RequestCounts | None = None) -> Log:

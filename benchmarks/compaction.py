@@ -200,7 +200,7 @@ def _run_on_copy(name: str, original: Path, copy: Path, shape: Shape) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     duration_s = perf_counter() - begun_s
     assert process.returncode == 0, f"{name} ended with {process.returncode}"
-    files, off_target = _left(copy, shape)
+    files, off_target = left(copy, shape)
     cpu_s = usage.ru_utime + usage.ru_stime
     peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Run(duration_s, cpu_s, peak_bytes, files, off_target)
@@ -235,7 +235,7 @@ def _theirs(table: Path, shape: Shape) -> list[str]:
     return [sys.executable, "-c", _COMPACT, str(table), str(shape.target_bytes)]
 
 
-def _left(table: Path, shape: Shape) -> tuple[int, int]:
+def left(table: Path, shape: Shape) -> tuple[int, int]:
     """Return how many files the table has, and how many of them miss the target.
 
     Raises:

@@ -19,11 +19,12 @@ import statistics
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from time import sleep
+from types import MappingProxyType
 from typing import Final
 
 import yaml
@@ -190,7 +191,7 @@ def _installed(folder: Path) -> dict[str, str]:
     return environment | {"PYTHONPYCACHEPREFIX": str(folder.parent / "compiled")}
 
 
-def _compile(folder: str) -> None:
+def compile_modules(folder: str) -> None:
     """Leave the modules of all contenders compiled."""
     code, _, _, _, log = _measured([sys.executable, "-c", f"import {_MODULES}"], folder)
     assert code == 0, f"the contenders cannot be loaded: {log[-2_000:]}"
@@ -217,9 +218,20 @@ def _run_baseline(name: str, backlog: Backlog, folder: str) -> Drained:
     return Drained(said["seconds"], cpu_s, peak_bytes)
 
 
-def _run_sink(backlog: Backlog, folder: str) -> Drained:
-    arguments = _arguments(backlog, folder)
-    command = [sys.executable, "-m", "delta_sink.cli", *arguments]
+def drained_by_sink(
+    backlog: Backlog,
+    folder: str,
+    *,
+    module: str = "delta_sink.cli",
+    more: Mapping[str, object] | None = None,
+) -> Drained:
+    """Return what one drain took; `more` is added to the configuration, `module` is what runs it.
+
+    Raises:
+        AssertionError: it failed, or its table lacks rows.
+    """
+    arguments = _arguments(backlog, folder, more or {})
+    command = [sys.executable, "-m", module, *arguments]
     code, cpu_s, peak_bytes, _, log = _measured(command, folder)
     assert code == 0, f"{SINK} ended with {code}: {log[-2_000:]}"
     events = [json.loads(line) for line in log.splitlines()]
@@ -242,7 +254,9 @@ def _run_stages(backlog: Backlog, folder: str) -> dict[str, float]:
     return stages
 
 
-def _arguments(backlog: Backlog, folder: str) -> list[str]:
+def _arguments(
+    backlog: Backlog, folder: str, more: Mapping[str, object] = MappingProxyType({})
+) -> list[str]:
     """Return the sink's arguments: a configuration with nothing in it but what it must have."""
     configuration = {
         "name": f"bench-{uuid.uuid4().hex[:12]}",
@@ -252,6 +266,7 @@ def _arguments(backlog: Backlog, folder: str) -> list[str]:
         "table": {"uri": f"{folder}/table", "schema": COLUMNS[backlog.kind]},
         "locks": {"path": f"{folder}/locks.db"},
         "logs": {"format": "json"},
+        **more,
     }
     path = Path(folder, "sink.yaml")
     path.write_text(yaml.safe_dump(configuration), encoding="utf-8")
@@ -272,15 +287,15 @@ def run(shape: Shape, folder: str, say: Callable[[str], None]) -> Drain:
     Raises:
         AssertionError: a contender failed, or its table lacks rows: the figures are void.
     """
-    with _servers(say) as servers:
+    with brokers(say) as servers:
         if servers is None:
             return Drain(
                 shape,
                 skipped=f"the drain was not measured: no Kafka can be started here, "
                 f"and {SERVERS_VARIABLE} names none",
             )
-        with _emptied(folder) as place:
-            _compile(place)
+        with emptied(folder) as place:
+            compile_modules(place)
         points = [
             _point(kind, records, shape, servers, folder, say) for kind, records in shape.records
         ]
@@ -288,7 +303,7 @@ def run(shape: Shape, folder: str, say: Callable[[str], None]) -> Drain:
 
 
 @contextlib.contextmanager
-def _servers(say: Callable[[str], None]) -> Iterator[str | None]:
+def brokers(say: Callable[[str], None]) -> Iterator[str | None]:
     """Yield the addresses of brokers, or None if there are none and none can be started."""
     named = os.environ.get(SERVERS_VARIABLE)
     if named:
@@ -312,20 +327,22 @@ def _point(
     for index, numbers in turns(len(CONTENDERS), runs=shape.runs, block=1):
         name = CONTENDERS[index]
         say(f"{kind}: {name}, run {numbers.start + 1} of {shape.runs}")
-        with _emptied(folder) as place:
+        with emptied(folder) as place:
             drained = (
-                _run_sink(backlog, place) if name == SINK else _run_baseline(name, backlog, place)
+                drained_by_sink(backlog, place)
+                if name == SINK
+                else _run_baseline(name, backlog, place)
             )
         runs[name].append(drained)
     say(f"{kind}: {SINK}, where the CPU goes")
-    with _emptied(folder) as place:
+    with emptied(folder) as place:
         stages = _run_stages(backlog, place)
     taken = {name: tuple(drained) for name, drained in runs.items()}
     return Point(kind, backlog.records, backlog.size_bytes, taken, stages)
 
 
 @contextlib.contextmanager
-def _emptied(below: str) -> Iterator[str]:
+def emptied(below: str) -> Iterator[str]:
     """Yield a new folder; what is in it is gone afterwards, so that no disk fills up."""
     folder = Path(below, uuid.uuid4().hex)
     folder.mkdir(parents=True)

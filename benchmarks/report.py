@@ -26,11 +26,15 @@ from benchmarks.drain import BARE, CONTENDERS, EXPECTED, LOOP, SINK, Drain
 from benchmarks.drain import Point as DrainPoint
 from benchmarks.fsync import OFF, ON, Fsync
 from benchmarks.lanes import Timings
+from benchmarks.scale_out import EXPECTED_RATIO_MAX, ScaleOut
+from benchmarks.telemetry import EXPECTED_COST_MAX, HALF_WIDTH_MAX, Cost
 
 WIDTH = 100
 
 
-def show(result: CommitPath | Fsync | Drain | Compaction, console: Console) -> None:
+def show(
+    result: CommitPath | Fsync | Drain | Compaction | ScaleOut | Cost, console: Console
+) -> None:
     """Print `result`."""
     match result:
         case CommitPath():
@@ -42,6 +46,10 @@ def show(result: CommitPath | Fsync | Drain | Compaction, console: Console) -> N
             _show_drain(result, console)
         case Compaction():
             _show_compaction(result, console)
+        case ScaleOut():
+            _show_scale_out(result, console)
+        case Cost():
+            _show_telemetry(result, console)
 
 
 def verdict(found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
@@ -177,6 +185,15 @@ def _show_compaction(result: Compaction, console: Console) -> None:
     )
 
 
+def _show_scale_out(result: ScaleOut, console: Console) -> None:
+    for count, seconds in result.seconds.items():
+        each = ", ".join(f"{taken:,.1f}" for taken in seconds)
+        console.print(f"compactors of one thread: {count}; seconds from command to outcome: {each}")
+    console.print(
+        f"two by one: {result.ratio:.2f}x  {verdict(result.ratio, at_most=EXPECTED_RATIO_MAX)}\n"
+    )
+
+
 def _show_drain(result: Drain, console: Console) -> None:
     if result.skipped is not None:
         console.print(f"{result.skipped}\n")
@@ -214,3 +231,17 @@ def _show_drain_point(point: DrainPoint, runs: int, console: Console) -> None:
         f"{name} {seconds / point.size_bytes * 1e9:.2f}" for name, seconds in point.stages.items()
     )
     console.print(f"where the CPU of one more run went, s a GB: {stages}\n")
+
+
+def _show_telemetry(result: Cost, console: Console) -> None:
+    console.print("telemetry: a drain with it against one without", style="bold")
+    if result.skipped is not None:
+        console.print(f"{result.skipped}\n")
+        return
+    is_sure = "" if result.half_width <= HALF_WIDTH_MAX else ", wider than wanted"
+    console.print(
+        f"{result.throughput:.3f}x the throughput "
+        f"({verdict(result.throughput, at_least=1 - EXPECTED_COST_MAX)}), "
+        f"± {result.half_width:.3f} in {len(result.pairs)} pairs{is_sure}; "
+        f"{result.cpu:.3f}x the CPU; {result.scrapes} scrapes, {result.spans} spans\n"
+    )

@@ -13,6 +13,7 @@ import click
 from delta_sink import __version__
 from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.adapters.process import prepare_process
+from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.claim import open_table
 from delta_sink.cli_control import control
 from delta_sink.cli_maintenance import run_compactor, run_vacuum
@@ -26,7 +27,7 @@ from delta_sink.cli_options import (
     print_json,
 )
 from delta_sink.cli_status import status
-from delta_sink.cli_worker import last_words, register, stop_by_signal, supervised
+from delta_sink.cli_worker import last_words, register, stop_by_secret, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
@@ -54,6 +55,9 @@ from delta_sink.wiring import (
     probe_store,
 )
 
+INITIAL = ("table", "topics", "locks")
+"""What `init` creates."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="delta-sink")
@@ -77,17 +81,19 @@ def run_writer(
     config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, until_end: bool
 ) -> None:
     """Write the topics of one sink into its table."""
-    settings = load_settings(config, sets)
+    # A bounded run ends by itself; what it leaves with says that the end was reached.
+    files = SecretFiles()
+    settings = load_settings(config, sets, files)
     give_memory_back()
     parts = make_parts(settings)
     parts.telemetry.capture_libraries()
     with supervised(parts):
-        _write(parts, until_end=until_end)
+        _write(parts, SecretFiles() if until_end else files, until_end=until_end)
     if as_json:
         print_json({"ok": True})
 
 
-def _write(parts: Parts, *, until_end: bool) -> None:
+def _write(parts: Parts, files: SecretFiles, *, until_end: bool) -> None:
     """Run a writer until it has stopped."""
     prepare_process()
     with Station(parts, "writer") as station:
@@ -96,7 +102,8 @@ def _write(parts: Parts, *, until_end: bool) -> None:
         writer, jobs = make_writer(parts, until_end=until_end)
         station.attach(lambda: writer.status)
         stop_by_signal(parts, writer.request_stop)
-        writer.run()
+        with stop_by_secret(parts, files, writer.request_stop):
+            writer.run()
         jobs.close(0)
 
 
@@ -157,17 +164,47 @@ def _connect(settings: Settings) -> list[Finding]:
 @cli.command()
 @configured
 @click.option("--move", is_flag=True, help="Register the sink's name for a table that was moved.")
-def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bool) -> None:
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(INITIAL),
+    help="Create this and not the rest; may be given several times.",
+)
+def init(
+    config: tuple[str, ...],
+    sets: tuple[str, ...],
+    as_json: bool,
+    move: bool,
+    only: tuple[str, ...],
+) -> None:
     """Create the table, the lock table and the topics we write; what exists stays as it is."""
     settings = load_settings(config, sets)
     parts = make_parts(settings)
-    source = make_source(parts)
-    create_locks(settings)
-    leases = make_leases(settings)
+    wanted = only or INITIAL
+    if "locks" in wanted:
+        create_locks(settings)
     if move:
+        leases = make_leases(settings)
         move_sink(leases, sink=settings.name, table_uri=parts.table_uri)
-    else:
+    elif "locks" in wanted or "table" in wanted:
+        leases = make_leases(settings)
         register_sink(leases, sink=settings.name, table_uri=parts.table_uri)
+    version = _init_table(parts) if "table" in wanted else None
+    topics = create_topics(settings, parts.telemetry) if "topics" in wanted else []
+    if as_json:
+        print_json({"ok": True, "table_version": version, "topics_created": topics})
+        return
+    if version is not None:
+        click.echo(f"table {settings.table.uri} is ready at version {version}")
+    if "locks" in wanted:
+        click.echo("the lock store is ready")
+    for topic in topics:
+        click.echo(f"topic {topic} was created")
+
+
+def _init_table(parts: Parts) -> int:
+    """Return the version at which the table is there as it is configured."""
+    settings, source = parts.settings, make_source(parts)
     probe_conditional_put(parts.log.store)
     author = Author(settings.name, "init")
     state = open_log(parts.log)
@@ -178,13 +215,7 @@ def init(config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, move: bo
         state = adopt_table(parts.log, state, author)
     state = open_table(source, author)
     view_of(settings, state)
-    topics = create_topics(settings, parts.telemetry)
-    if as_json:
-        print_json({"ok": True, "table_version": state.version, "topics_created": topics})
-    else:
-        click.echo(f"table {settings.table.uri} is ready at version {state.version}")
-        for topic in topics:
-            click.echo(f"topic {topic} was created")
+    return state.version
 
 
 @cli.command()

@@ -6,8 +6,9 @@ import click
 
 from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.adapters.process import prepare_process
+from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.cli_options import EXIT_WRONG, configured, print_json
-from delta_sink.cli_worker import register, stop_by_signal, supervised
+from delta_sink.cli_worker import register, stop_by_secret, stop_by_signal, supervised
 from delta_sink.control import Arguments, Checkpoint, CleanupLog, Command, Compact, Vacuum
 from delta_sink.errand import Ended
 from delta_sink.maintenance import MaintenanceRole
@@ -44,12 +45,13 @@ def _run(
     as_json: bool,
     once: tuple[Arguments, ...],
 ) -> None:
-    settings = load_settings(config, sets)
+    files = SecretFiles()
+    settings = load_settings(config, sets, files)
     give_memory_back()
     parts = make_parts(settings)
     parts.telemetry.capture_libraries()
     with supervised(parts):
-        ended = _maintain(parts, role, once)
+        ended = _maintain(parts, role, once, files)
     is_well = all(each.state == "succeeded" for each in ended) and len(ended) == len(once)
     if as_json:
         outcomes = [
@@ -61,7 +63,9 @@ def _run(
         raise click.exceptions.Exit(EXIT_WRONG)
 
 
-def _maintain(parts: Parts, role: MaintenanceRole, once: tuple[Arguments, ...]) -> list[Ended]:
+def _maintain(
+    parts: Parts, role: MaintenanceRole, once: tuple[Arguments, ...], files: SecretFiles
+) -> list[Ended]:
     prepare_process()
     if once:
         return _once(parts, role, once)
@@ -69,7 +73,8 @@ def _maintain(parts: Parts, role: MaintenanceRole, once: tuple[Arguments, ...]) 
         register(parts)
         maintainer, jobs = make_maintainer(parts, role, once=False, watch=station.watch)
         stop_by_signal(parts, maintainer.request_stop)
-        maintainer.run()
+        with stop_by_secret(parts, files, maintainer.request_stop):
+            maintainer.run()
         jobs.close(0)
     return []
 

@@ -9,6 +9,7 @@ from types import FrameType
 
 import click
 
+from delta_sink.adapters.secret_files import SecretFiles, SecretWatch
 from delta_sink.cli_options import EXIT_FATAL
 from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
 from delta_sink.lease import register_sink
@@ -44,6 +45,18 @@ def stop_by_signal(parts: Parts, request_stop: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+
+@contextmanager
+def stop_by_secret(
+    parts: Parts, files: SecretFiles, request_stop: Callable[[], None]
+) -> Iterator[None]:
+    """Let a changed file of secrets ask the worker to stop, as long as the block runs."""
+    watch = SecretWatch(files, request_stop, parts.telemetry)
+    try:
+        yield
+    finally:
+        watch.close()
 
 
 def register(parts: Parts) -> None:

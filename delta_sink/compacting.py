@@ -130,8 +130,8 @@ def compact(errand: Errand) -> Steps[Ended]:
     tally = Tally()
     for round_number in range(ROUNDS_MAX):
         tally.dropped = 0
-        for slot in sorted(plan.slots):
-            yield from _compact_slot(errand, args, plan, slot, tally)
+        for slots in _together(plan, bins_at_once(upkeep, plan.policy.target_file_bytes)):
+            yield from _compact_slots(errand, args, plan, slots, tally)
         if not tally.dropped or round_number == ROUNDS_MAX - 1:
             break
         plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, part))
@@ -225,6 +225,7 @@ class _Underway:
 
     steps: Iterator[Rewritten]
     state: LogState
+    held: Held | None
     weight: Weight = field(default_factory=Weight)
 
 
@@ -235,24 +236,46 @@ def bins_at_once(upkeep: Upkeep, target_file_bytes: int) -> int:
     return max(1, min(by_memory, upkeep.cores, upkeep.settings.compaction.threads_max))
 
 
-def _compact_slot(
-    errand: Errand, args: Compact, plan: CompactionPlan, slot: int, tally: Tally
+def _together(plan: CompactionPlan, at_once: int) -> Iterator[list[int]]:
+    """Yield slots, rising, as many together as it takes for `at_once` bins."""
+    slots: list[int] = []
+    count = 0
+    for slot in sorted(plan.slots):
+        slots.append(slot)
+        count += len(plan.slots[slot])
+        if count >= at_once:
+            yield slots
+            slots, count = [], 0
+    if slots:
+        yield slots
+
+
+def _compact_slots(
+    errand: Errand, args: Compact, plan: CompactionPlan, slots: Sequence[int], tally: Tally
 ) -> Steps[None]:
-    """Rewrite the bins of one slot under its lease."""
+    """Rewrite the bins of these slots, each under its lease.
+
+    Leases are taken in rising order by everybody: no two wait for each other.
+    """
     upkeep = errand.upkeep
-    key = slot_key(upkeep.table_uri, slot)
+    keys = {slot: slot_key(upkeep.table_uri, slot) for slot in slots}
+    held: dict[int, Held | None] = {}
     asked_ms = upkeep.log.clock.elapsed_ms()
-    held = yield from errand.hold(key)
+    for slot, key in keys.items():
+        held[slot] = yield from errand.hold(key)
+    found = plan.slots
     if upkeep.log.clock.elapsed_ms() - asked_ms >= FOLLOW_MS:
-        # Somebody else had the slot until now: what was planned before may well be done.
-        only = Part(errand.command.id, 0, 1, slot)
-        plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, only))
-    yield from _rewrite_all(errand, plan, plan.slots.get(slot, ()), held, tally)
-    yield from errand.let_go(key)
+        # Somebody else had a slot until now: what was planned before may well be done.
+        plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, None))
+        found = plan.slots
+    bins = [(each, held[slot]) for slot in slots for each in found.get(slot, ())]
+    yield from _rewrite_all(errand, plan, bins, tally)
+    for key in keys.values():
+        yield from errand.let_go(key)
 
 
 def _rewrite_all(
-    errand: Errand, plan: CompactionPlan, bins: Sequence[Bin], held: Held | None, tally: Tally
+    errand: Errand, plan: CompactionPlan, bins: Sequence[tuple[Bin, Held | None]], tally: Tally
 ) -> Steps[None]:
     """Rewrite bins, several side by side; commit their steps one after another."""
     upkeep, waiting = errand.upkeep, list(reversed(bins))
@@ -263,7 +286,7 @@ def _rewrite_all(
         yield from errand.go_on()
         while waiting and len(active) < at_once:
             weight = next(w for w in weights if all(each.weight is not w for each in active))
-            active.append(_begun(upkeep, plan, waiting.pop(), weight))
+            active.append(_begun(upkeep, plan, *waiting.pop(), weight))
         began_ms = upkeep.log.clock.elapsed_ms()
         rewritten = yield from do_all([Task("rewrite", partial(_next, each)) for each in active])
         bytes_before = tally.bytes_removed
@@ -271,13 +294,15 @@ def _rewrite_all(
             if not isinstance(step, Rewritten):
                 active.remove(each)
                 tally.dropped += step is _DROPPED
-            elif not (yield from _commit(errand, each, step, held, tally)):
+            elif not (yield from _commit(errand, each, step, tally)):
                 active.remove(each)
                 tally.dropped += 1
         yield from _slow_down(upkeep, tally.bytes_removed - bytes_before, began_ms)
 
 
-def _begun(upkeep: Upkeep, plan: CompactionPlan, planned: Bin, weight: Weight) -> _Underway:
+def _begun(
+    upkeep: Upkeep, plan: CompactionPlan, planned: Bin, held: Held | None, weight: Weight
+) -> _Underway:
     steps = rewrite_bin(
         upkeep.log,
         planned,
@@ -287,7 +312,7 @@ def _begun(upkeep: Upkeep, plan: CompactionPlan, planned: Bin, weight: Weight) -
         order=plan.policy.order,
         weight=weight,
     )
-    return _Underway(steps, plan.state, weight)
+    return _Underway(steps, plan.state, held, weight)
 
 
 _DROPPED: Final = object()
@@ -301,12 +326,10 @@ def _next(underway: _Underway) -> Rewritten | object | None:
         return _DROPPED
 
 
-def _commit(
-    errand: Errand, underway: _Underway, step: Rewritten, held: Held | None, tally: Tally
-) -> Steps[bool]:
+def _commit(errand: Errand, underway: _Underway, step: Rewritten, tally: Tally) -> Steps[bool]:
     """Return whether a step is in the log, so that its bin may go on."""
     yield from errand.go_on()
-    upkeep, author, state = errand.upkeep, errand.author(held), underway.state
+    upkeep, author, state = errand.upkeep, errand.author(underway.held), underway.state
     try:
         done = yield from do("commit", lambda: commit_rewritten(upkeep.log, state, step, author))
     except FencedError as error:

@@ -149,6 +149,8 @@ class Errand:
     leases: dict[str, Kept] = field(default_factory=dict)
     is_stopping: bool = False
     is_paused: bool = False
+    state: State | None = None
+    """How far the command has come, as far as this worker has told."""
 
     @property
     def command(self) -> Command:
@@ -221,6 +223,7 @@ class Errand:
         self, state: State, message: str = "", result: Mapping[str, object] | None = None
     ) -> Outcome:
         """Return an outcome of this command, as of now."""
+        self.state = state
         return outcome_of(
             self.command,
             state,

@@ -20,6 +20,7 @@ the order of their partition, so that a late pause never undoes a resume.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -53,7 +54,7 @@ from delta_sink.errors import (
     RetriableError,
 )
 from delta_sink.inbox import Inbox, Received
-from delta_sink.lease import Held
+from delta_sink.lease import Held, lease_key
 from delta_sink.model import Records, TopicPartition
 from delta_sink.ports import (
     Assigned,
@@ -67,6 +68,8 @@ from delta_sink.ports import (
     Waiting,
 )
 from delta_sink.seen import Done
+from delta_sink.telemetry import COMMAND_TRACE, LEASE_HELD
+from delta_sink.traces import Spans, Trace
 from delta_sink.trouble import Trouble, bug_sentence
 from delta_sink.vacuuming import cleanup_log, vacuum
 
@@ -83,6 +86,12 @@ DUTIES: Final[Mapping[MaintenanceRole, frozenset[CommandName]]] = {
     "compactor": frozenset({"compact", "checkpoint", *SHARED}),
     "vacuum": frozenset({"vacuum", "cleanup-log", *SHARED}),
 }
+
+LEASES: Final[Mapping[MaintenanceRole, tuple[str, ...]]] = {
+    "compactor": ("compaction", "checkpoint", "scheduler", "audit"),
+    "vacuum": ("vacuum", "cleanup"),
+}
+"""The kinds of leases that a worker of the role may hold."""
 
 POLL_IDLE_MS: Final = 200
 POLL_BUSY_MS: Final = 5
@@ -115,6 +124,8 @@ class _Open:
     rests_until_ms: int = 0
     wants_turn: bool = False
     has_turn: bool = False
+    spans: Spans = field(default_factory=Spans)
+    begun_ms: int = 0
 
 
 class Maintainer:
@@ -130,7 +141,7 @@ class Maintainer:
         group: str,
         attendance: Attendance,
         dead_letters: DeadLetterTarget | None = None,
-        schedule: Callable[[Errand], Steps[None]] | None = None,
+        standing: Sequence[Callable[[Errand], Steps[None]]] = (),
     ) -> None:
         self._role = role
         self._upkeep = upkeep
@@ -139,7 +150,8 @@ class Maintainer:
         self._group = group
         self._attendance = attendance
         self._dead_letters = dead_letters
-        self._schedule = schedule
+        self._standing = standing
+        self._leases_held: Counter[str] = Counter()
         self._clock = upkeep.log.clock
         self._telemetry = upkeep.log.telemetry
         self._inbox = Inbox()
@@ -160,9 +172,11 @@ class Maintainer:
             FatalError: a person must act; the sentence says what to do.
         """
         self._say_started()
-        if self._schedule is not None:
+        for begin in self._standing:
             errand = Errand(self._upkeep)
-            self._open.append(_Open(errand, self._schedule(errand), None))
+            self._open.append(_Open(errand, begin(errand), None))
+        for kind in LEASES[self._role]:
+            self._telemetry.gauge(LEASE_HELD, 0, lease=kind)
         try:
             while not self._is_finished():
                 self.step()
@@ -225,6 +239,7 @@ class Maintainer:
             each.errand.is_paused = self._attendance.is_paused
             self._keep_leases(each.errand, now_ms)
             self._resume(each, now_ms)
+        self._count_leases()
         if self._consumer is not None and (offsets := self._inbox.to_commit()):
             self._consumer.commit(offsets)
 
@@ -342,7 +357,26 @@ class Maintainer:
 
     def _begin(self, command: Command, received: Received | None) -> None:
         errand = Errand(self._upkeep, command)
-        self._open.append(_Open(errand, self._carry_out(errand, received), received))
+        opened = _Open(errand, self._carry_out(errand, received), received)
+        self._open.append(opened)
+        if self._telemetry.is_tracing:
+            opened.begun_ms = self._clock.elapsed_ms()
+            opened.spans = Spans(self._clock.elapsed_ms)
+            if command.issued_at_ms is not None:
+                # Another host's clock said so: it may be ahead of ours.
+                age_ms = max(0, self._clock.wall_ms() - command.issued_at_ms)
+                opened.begun_ms -= age_ms
+                opened.spans.add("topic", opened.begun_ms)
+
+    def _trace(self, each: _Open, error: str | None = None) -> None:
+        """Hand over what was done for a command of which this worker has told something."""
+        command, state = each.errand.asked, each.errand.state
+        if command is None or state is None or not self._telemetry.is_tracing:
+            return
+        fields = {"command": command.command, "id": command.id, "state": state}
+        spans = tuple(each.spans.found)
+        now_ms = self._clock.elapsed_ms()
+        self._telemetry.trace(Trace(COMMAND_TRACE, each.begun_ms, now_ms, spans, fields, error))
 
     def _carry_out(self, errand: Errand, received: Received | None) -> Steps[None]:
         """Carry out a command, whatever comes; its offset is done in the end, or another's."""
@@ -424,9 +458,11 @@ class Maintainer:
                 )
         except StopIteration:
             self._open.remove(each)
+            self._trace(each)
             return
         except Interrupted as error:
             self._open.remove(each)
+            self._trace(each, str(error))
             self._give_up(each, error)
             return
         self._wish(each, wish, now_ms)
@@ -435,15 +471,18 @@ class Maintainer:
         each.is_together = False
         match wish:
             case Task():
-                each.jobs = [self._jobs.submit(wish.name, wish.function)]
+                each.jobs = [self._submit(each, wish)]
             case Together():
                 each.is_together = True
-                each.jobs = [self._jobs.submit(task.name, task.function) for task in wish.tasks]
+                each.jobs = [self._submit(each, task) for task in wish.tasks]
             case Rest():
                 each.rests_until_ms = now_ms + wish.duration_ms
             case Turn():
                 each.has_turn = each.has_turn and not wish.give_back
                 each.wants_turn = not wish.give_back
+
+    def _submit(self, each: _Open, task: Task[Any]) -> Job[Any]:
+        return self._jobs.submit(task.name, each.spans.timed(task.name, task.function))
 
     def _give_up(self, each: _Open, error: Interrupted) -> None:
         """Leave a command to others: its leases are given back, its offset stays."""
@@ -474,6 +513,21 @@ class Maintainer:
                     kept.held = found
             if kept.job is None and not kept.is_lost and now_ms >= kept.held.renew_at_ms:
                 kept.job = self._jobs.submit("renew", _renewal(kept))
+
+    def _count_leases(self) -> None:
+        """Say how many leases of each kind are held, where that is another number than before."""
+        prefix = lease_key(self._upkeep.table_uri, "")
+        held = Counter(
+            key.removeprefix(prefix).partition("/")[0]
+            for each in self._open
+            for key, kept in each.errand.leases.items()
+            if key.startswith(prefix) and not kept.is_lost
+        )
+        if held == self._leases_held:
+            return
+        for kind in LEASES[self._role]:
+            self._telemetry.gauge(LEASE_HELD, held[kind], lease=kind)
+        self._leases_held = held
 
 
 def _renewal(kept: Kept) -> Callable[[], Held | None]:

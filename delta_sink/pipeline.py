@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from delta_sink.append import DeadLetterTarget, EncodedBatch, encode_batch, store_files
 from delta_sink.buffer import (
@@ -32,6 +33,7 @@ from delta_sink.memory import MemoryBudget
 from delta_sink.model import OffsetRange
 from delta_sink.ports import Job, Jobs
 from delta_sink.settings import Settings
+from delta_sink.traces import Spans
 from delta_sink.view import TableView
 
 DECODES_MAX = 3
@@ -56,6 +58,7 @@ class Sealed:
     held_bytes: int
     chunks_count: int
     encoding: Job[EncodedBatch]
+    spans: Spans = field(default_factory=Spans)
     encoded: EncodedBatch | None = None
     puts: list[Job[None]] = field(default_factory=list)
 
@@ -100,9 +103,11 @@ class Pipeline:
         flush = settings.flush
         policy = FlushPolicy(flush.interval_ms, flush.rows_max, flush.bytes_max, budget.chunk_bytes)
         self._intake = Intake(policy)
-        self._decoding: deque[tuple[Chunk, Job[Decoded]]] = deque()
+        self._decoding: deque[tuple[Chunk, Job[Decoded], Spans]] = deque()
         self._gathering = Gathering(policy)
         self._sealed: deque[Sealed] = deque()
+        self._spans = self._no_spans()  # of the batch that is gathered
+        self._cut_ms = 0
         self._ratio = BadRecordRatio(
             ratio_max=settings.errors.ratio_max,
             window_records=settings.errors.ratio_window_records,
@@ -132,7 +137,7 @@ class Pipeline:
     def held_bytes(self) -> int:
         """What is occupied between poll and store: records, rows and files."""
         held = self._intake.held_bytes + self._gathering.held_bytes
-        for chunk, _ in self._decoding:
+        for chunk, _, _ in self._decoding:
             held += chunk.held_bytes
         for sealed in self._sealed:
             held += sealed.occupies_bytes
@@ -171,6 +176,7 @@ class Pipeline:
         self._decoding.clear()
         self._gathering.clear()
         self._sealed.clear()
+        self._spans = self._no_spans()
 
     def head(self) -> Sealed | None:
         """Return the batch that is to be committed next, if its files are stored."""
@@ -203,7 +209,7 @@ class Pipeline:
 
     def _take_decoded(self) -> None:
         while self._decoding and self._decoding[0][1].is_done():
-            chunk, job = self._decoding.popleft()
+            chunk, job, spans = self._decoding.popleft()
             decoded = job.result()
             try:
                 self._accept(decoded)
@@ -213,6 +219,7 @@ class Pipeline:
                 raise
             self._log.telemetry.count("delta_sink_unknown_fields_total", decoded.unknown_fields)
             self._gathering.add(DecodedChunk.of(chunk, decoded))
+            self._spans.join(spans)
 
     def _accept(self, decoded: Decoded) -> None:
         """Return if the bad records among `decoded` may go to the dead letters."""
@@ -244,17 +251,18 @@ class Pipeline:
         for sealed in self._sealed:
             if sealed.encoded is None and sealed.encoding.is_done():
                 sealed.encoded = sealed.encoding.result()
-                sealed.puts = self._start_puts(sealed.encoded)
+                sealed.puts = self._start_puts(sealed.encoded, sealed.spans)
             if sealed.puts and all(job.is_done() for job in sealed.puts):
                 for job in sealed.puts:
                     job.result()
                 sealed.puts = []
 
-    def _start_puts(self, encoded: EncodedBatch) -> list[Job[None]]:
+    def _start_puts(self, encoded: EncodedBatch, spans: Spans) -> list[Job[None]]:
         log = self._log
 
         def put(files: Sequence[DataFile]) -> Callable[[], None]:
-            return lambda: store_files(files, log.store, log.clock, log.entropy)
+            store = partial(store_files, files, log.store, log.clock, log.entropy)
+            return spans.timed("upload", store)
 
         groups = [encoded.files[index::PUT_JOBS_MAX] for index in range(PUT_JOBS_MAX)]
         return [self._jobs.submit("put", put(group)) for group in groups if group]
@@ -265,11 +273,20 @@ class Pipeline:
             chunk = self._intake.cut(ends_batch=flush or self._intake.due_in_ms(now_ms) == 0)
             if chunk is None:
                 return
-            self._decoding.append((chunk, self._submit_decode(view, chunk)))
+            spans = self._no_spans()
+            spans.add("poll", max(chunk.since_ms, self._cut_ms))
+            self._cut_ms = now_ms
+            self._decoding.append((chunk, self._submit_decode(view, chunk, spans), spans))
 
-    def _submit_decode(self, view: TableView, chunk: Chunk) -> Job[Decoded]:
+    def _submit_decode(self, view: TableView, chunk: Chunk, spans: Spans) -> Job[Decoded]:
         records = [piece.records for piece in chunk.pieces]
-        return self._jobs.submit("decode", lambda: view.decoder.decode(records))
+        decode = spans.timed("decode", lambda: view.decoder.decode(records))
+        return self._jobs.submit("decode", decode)
+
+    def _no_spans(self) -> Spans:
+        """Return spans to begin with; where nobody wants traces nothing is ever in them."""
+        log = self._log
+        return Spans(log.clock.elapsed_ms if log.telemetry.is_tracing else None)
 
     def _start_encode(self, view: TableView, *, tag: int, flush: bool) -> None:
         if len(self._sealed) >= SEALED_MAX:
@@ -280,6 +297,7 @@ class Pipeline:
         if batch is None:
             return
         commit_id = self._log.entropy.unique_id()
+        spans, self._spans = self._spans, self._no_spans()
         self._sealed.append(
             Sealed(
                 commit_id,
@@ -287,12 +305,13 @@ class Pipeline:
                 batch.produced_first_ms,
                 batch.held_bytes,
                 chunks_count,
-                self._submit_encode(view, batch, commit_id, tag),
+                self._submit_encode(view, batch, commit_id, tag, spans),
+                spans,
             )
         )
 
     def _submit_encode(
-        self, view: TableView, batch: Batch, commit_id: str, tag: int
+        self, view: TableView, batch: Batch, commit_id: str, tag: int, spans: Spans
     ) -> Job[EncodedBatch]:
         log, target, sink = self._log, self._dead_letters, self._settings.name
         confirm = self._confirming(batch.ranges)
@@ -310,4 +329,4 @@ class Pipeline:
                 dead_letters=target,
             )
 
-        return self._jobs.submit("encode", encode)
+        return self._jobs.submit("encode", spans.timed("encode", encode))

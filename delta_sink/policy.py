@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from delta_sink.delta.actions import Add, Entry
 from delta_sink.delta.compaction_plan import CompactionPolicy, worthwhile
@@ -55,6 +56,10 @@ class SmallFiles:
     policy: CompactionPolicy
     _files: dict[Values, dict[str, _Small]] = field(default_factory=dict)
     _places: dict[str, Values] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return how many small files there are."""
+        return len(self._places)
 
     def take(self, files: pa.Table) -> None:
         """Take the live files of a snapshot (`FACT_SCHEMA`)."""
@@ -135,6 +140,34 @@ class SmallFiles:
             return None
         newest_ms = max(file.added_ms for file in quiet)
         return Debt(values, reason, len(quiet), size_bytes, newest_ms)
+
+
+@dataclass(slots=True)
+class FileTotals:
+    """How many files a table has and their bytes; kept up to date entry by entry.
+
+    No names are kept. Where an entry does not say what it changes (a `remove` without a size, an
+    `add` of a file that is there already) `is_exact` falls, and the table is to be read anew.
+    """
+
+    files: int = 0
+    size_bytes: int = 0
+    is_exact: bool = True
+
+    def take(self, files: pa.Table) -> None:
+        """Take the live files of a snapshot (`FACT_SCHEMA`)."""
+        self.files += files.num_rows
+        self.size_bytes += pc.sum(files["size"]).as_py() or 0
+
+    def apply(self, entry: Entry) -> None:
+        """Take what a log entry changes."""
+        self.files += len(entry.adds) - len(entry.removes)
+        self.size_bytes += sum(add.size for add in entry.adds)
+        self.size_bytes -= sum(remove.size or 0 for remove in entry.removes)
+        is_sized = all(remove.size is not None for remove in entry.removes)
+        # Statistics or tags that are written later come as an `add` of the same file.
+        is_fresh = bool(entry.removes) or all(add.data_change for add in entry.adds)
+        self.is_exact = self.is_exact and is_sized and is_fresh
 
 
 # --- cron -----------------------------------------------------------------------------------------

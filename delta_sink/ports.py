@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
 
 from delta_sink.model import OutgoingRecord, Records, TopicPartition
+from delta_sink.traces import Trace
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -364,7 +365,17 @@ Tag = str | int
 
 
 class Telemetry(Protocol):
-    """Where events and figures go. Names are those of `telemetry.py`. May be called anywhere."""
+    """Where events, figures and traces go. Names are those of `telemetry.py`. May be called
+    anywhere."""
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether anybody wants traces; where nobody does, none need be gathered."""
+        ...
+
+    def trace(self, trace: Trace) -> None:
+        """Hand over a piece of work that has ended."""
+        ...
 
     def event(self, name: str, level: str = "info", **fields: object) -> None:
         """Log one event with its fields. `level`: debug, info, warning or error."""
@@ -374,8 +385,8 @@ class Telemetry(Protocol):
         """Add to a counter."""
         ...
 
-    def gauge(self, metric: str, value: float, **tags: Tag) -> None:
-        """Set a gauge."""
+    def gauge(self, metric: str, value: float | None, **tags: Tag) -> None:
+        """Set a gauge; with None it has no value any more, and is shown nowhere."""
         ...
 
     def observe(self, metric: str, value: float, **tags: Tag) -> None:

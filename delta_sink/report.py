@@ -18,6 +18,7 @@ from delta_sink.model import OffsetRange, Records, TopicPartition, runs_count
 from delta_sink.part import Part
 from delta_sink.pipeline import Sealed
 from delta_sink.status import PartitionStatus, State, WorkerStatus
+from delta_sink.traces import Trace
 
 STATUS_PERIOD_MS = 1_000
 
@@ -99,6 +100,23 @@ class Reporter:
             freshness_ms=freshness_ms,
             duration_ms=now_ms - sealed.since_ms,
         )
+        facts = {"rows": encoded.rows_count, "files": len(encoded.files)}
+        facts |= {"bytes": encoded.size_bytes, "version": state.version}
+        self._trace(sealed, now_ms, facts)
+
+    def not_committed(self, sealed: Sealed | None, error: Exception) -> None:
+        """Say that the commit of a batch, if it was one, came to nothing."""
+        if sealed is not None:
+            self._trace(sealed, self._clock.elapsed_ms(), {}, str(error))
+
+    def _trace(
+        self, sealed: Sealed, now_ms: int, facts: Mapping[str, int], error: str | None = None
+    ) -> None:
+        if self._telemetry.is_tracing:
+            fields = {"commit_id": sealed.commit_id, **facts}
+            spans = tuple(sealed.spans.found)
+            batch = Trace(declared.BATCH_TRACE, sealed.since_ms, now_ms, spans, fields, error)
+            self._telemetry.trace(batch)
 
     def _taken(self, ranges: Iterable[OffsetRange]) -> dict[str, int]:
         """Let go of the reads that `ranges` cover; return each topic's oldest timestamp in them."""

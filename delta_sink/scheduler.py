@@ -4,6 +4,10 @@ Under the lease `scheduler` it follows the table's log and sends commands to the
 anybody else would: compactions of the table partitions whose small files ask for one, checkpoints
 by commits and age, clean-ups of the log, and what the cron expressions say. An id says what was
 asked for and in which minute, so that two schedulers, where the lock is broken, ask once.
+
+The holder also says how the table stands: the figures of `FIGURES`. Only one worker has the lease,
+so that sums over workers are true; whoever loses it says nothing any more, and while the lock store
+is away nobody does.
 """
 
 from __future__ import annotations
@@ -12,16 +16,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from delta_sink import telemetry as declared
 from delta_sink.asking import Wanted, command_for, compactions_for
 from delta_sink.compacting import policy_of
 from delta_sink.control import Checkpoint, CleanupLog, Compact, Vacuum
 from delta_sink.control_client import ControlClient, send_command
-from delta_sink.delta.snapshot import read_snapshot
+from delta_sink.delta.snapshot import checkpoint_hint, read_snapshot
 from delta_sink.delta.state import LogState
 from delta_sink.errand import Errand, Interrupted, Rest, Steps, Upkeep, do
 from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
 from delta_sink.lease import lease_key
-from delta_sink.policy import MINUTE_MS, Debt, SmallFiles, Values, cron_due
+from delta_sink.policy import MINUTE_MS, Debt, FileTotals, SmallFiles, Values, cron_due
+from delta_sink.ports import Tag, Telemetry
 
 PERIOD_MS: Final = 10_000
 REOPEN_MS: Final = 600_000
@@ -44,6 +50,7 @@ class Watched:
 
     state: LogState
     small: SmallFiles
+    totals: FileTotals
     opened_ms: int
     version: int
     checkpoint_version: int
@@ -52,38 +59,74 @@ class Watched:
     cleanup_version: int
     cleanup_ms: int
     asked: dict[Values, tuple[Debt, int]] = field(default_factory=dict)
+    checkpointed: int = -1
+    """The newest checkpoint that is there; `checkpoint_version` may only have been asked for."""
+
+
+FIGURES: Final[tuple[tuple[str, dict[str, Tag]], ...]] = (
+    (declared.TABLE_VERSION, {}),
+    (declared.TABLE_BYTES, {}),
+    (declared.TABLE_FILES, {"size": "small"}),
+    (declared.TABLE_FILES, {"size": "large"}),
+    (declared.COMMITS_SINCE_CHECKPOINT, {}),
+)
 
 
 def schedule(errand: Errand) -> Steps[None]:
     """Ask for what is due until the worker stops."""
     upkeep = errand.upkeep
     assert upkeep.client is not None, "without a topic there is nobody to ask"
+    telemetry = upkeep.log.telemetry
     key = lease_key(upkeep.table_uri, "scheduler")
+    watched: Watched | None = None
     while True:
-        yield from errand.hold(key)
+        held = yield from errand.hold(key)
         try:
-            yield from _ask_for_ever(errand, upkeep.client)
+            if held is None:  # No locks: the lease is tried for again after each look.
+                watched = yield from _look(errand, upkeep.client, watched)
+            else:
+                yield from _look_for_ever(errand, upkeep.client, watched)
         except (RetriableError, FencedError, TableRefused) as error:
-            upkeep.log.telemetry.event("waiting", "warning", reason=str(error))
+            watched = None
+            telemetry.event("waiting", "warning", reason=str(error))
         except Interrupted:
+            watched = None
             if errand.is_stopping:
+                _say(telemetry, None)
                 yield from errand.let_go(key)
                 return
+        _say(telemetry, None)
         yield from errand.let_go(key)
         yield Rest(PERIOD_MS)
 
 
-def _ask_for_ever(errand: Errand, client: ControlClient) -> Steps[None]:
-    upkeep = errand.upkeep
-    watched: Watched | None = None
+def _look_for_ever(errand: Errand, client: ControlClient, watched: Watched | None) -> Steps[None]:
     while True:
-        yield from errand.go_on()
-        before = watched
-        watched = yield from do("follow", lambda: _followed(upkeep, before))  # noqa: B023  # runs before the next round
-        if watched is not None:
-            for wanted in wanted_now(upkeep, watched, upkeep.log.clock.wall_ms()):
-                yield from _send(errand, client, wanted)
+        watched = yield from _look(errand, client, watched)
+        _say(errand.upkeep.log.telemetry, watched if errand.may_go_on else None)
         yield Rest(PERIOD_MS)
+
+
+def _look(errand: Errand, client: ControlClient, before: Watched | None) -> Steps[Watched | None]:
+    """Ask for what is due now; return what is known of the table."""
+    upkeep = errand.upkeep
+    yield from errand.go_on()
+    watched = yield from do("follow", lambda: _followed(upkeep, before))
+    if watched is not None:
+        for wanted in wanted_now(upkeep, watched, upkeep.log.clock.wall_ms()):
+            yield from _send(errand, client, wanted)
+    return watched
+
+
+def _say(telemetry: Telemetry, watched: Watched | None) -> None:
+    """Export how the table stands, or nothing of it."""
+    values: tuple[float | None, ...] = (None,) * len(FIGURES)
+    if watched is not None:
+        small, totals = len(watched.small), watched.totals
+        commits = watched.version - watched.checkpointed
+        values = (watched.version, totals.size_bytes, small, totals.files - small, commits)
+    for (metric, tags), value in zip(FIGURES, values, strict=True):
+        telemetry.gauge(metric, value, **tags)
 
 
 def _send(errand: Errand, client: ControlClient, wanted: Wanted) -> Steps[None]:
@@ -103,14 +146,16 @@ def _followed(upkeep: Upkeep, watched: Watched | None) -> Watched | None:
     now_ms = upkeep.log.clock.elapsed_ms()
     if watched is None or now_ms - watched.opened_ms >= REOPEN_MS:
         return _opened(upkeep, watched)
-    while True:
-        entry = upkeep.log.entries.read(watched.version + 1)
-        if entry is None:
-            return watched
-        if entry.metadata is not None or entry.protocol is not None:
-            return _opened(upkeep, watched)
+    while (entry := upkeep.log.entries.read(watched.version + 1)) is not None:
         watched.small.apply(entry)
+        watched.totals.apply(entry)
+        is_other_table = entry.metadata is not None or entry.protocol is not None
+        if is_other_table or not watched.totals.is_exact:
+            return _opened(upkeep, watched)
         watched.version = entry.version
+    hint = checkpoint_hint(upkeep.log)
+    watched.checkpointed = max(watched.checkpointed, -1 if hint is None else hint)
+    return watched
 
 
 def _opened(upkeep: Upkeep, before: Watched | None) -> Watched | None:
@@ -121,14 +166,18 @@ def _opened(upkeep: Upkeep, before: Watched | None) -> Watched | None:
         return None
     state = snapshot.state
     small = SmallFiles(state.metadata.partition_columns, policy_of(upkeep, Compact(), state))
+    totals = FileTotals()
     try:
-        small.take(snapshot.files())
+        files = snapshot.files()
+        small.take(files)
+        totals.take(files)
     except ObjectMissing:
         return before  # The checkpoint was cleaned up under us: next time.
     checkpoint = -1 if snapshot.checkpoint is None else snapshot.checkpoint.version
     found = Watched(
         state=state,
         small=small,
+        totals=totals,
         opened_ms=log.clock.elapsed_ms(),
         version=state.version,
         checkpoint_version=checkpoint,
@@ -136,6 +185,7 @@ def _opened(upkeep: Upkeep, before: Watched | None) -> Watched | None:
         cron_ms=wall_ms - CRON_BACK_MS,
         cleanup_version=-1,
         cleanup_ms=wall_ms,
+        checkpointed=checkpoint,
     )
     if before is not None:
         found.checkpoint_version = max(checkpoint, before.checkpoint_version)

@@ -88,7 +88,12 @@ class Station:
             from delta_sink.adapters.otlp import OtlpExport  # its library is an extra
 
             self._otlp = OtlpExport(
-                settings.telemetry.otlp_endpoint, settings.name, self.figures, self._parts.telemetry
+                settings.telemetry.otlp_endpoint,
+                settings.name,
+                self.figures,
+                self._parts.telemetry,
+                clock=self._clock,
+                with_traces=settings.telemetry.traces,
             )
         return self
 

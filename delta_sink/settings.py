@@ -452,6 +452,10 @@ class TelemetrySettings:
     otlp_endpoint: Address | None = Field(
         default=None, description="Address of an OTLP collector, by default none."
     )
+    traces: bool = Field(
+        default=True,
+        description="Whether traces are sent to it beside the metrics (true).",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)

@@ -176,8 +176,6 @@ def gauges(
     yield declared.ASSIGNED_PARTITIONS, len(status.partitions), {}
     yield declared.BUFFERED_BYTES, status.buffered_bytes, {}
     yield declared.BUFFER_AGE, status.buffer_age_ms / 1000, {}
-    if status.table_version is not None:
-        yield declared.TABLE_VERSION, status.table_version, {}
     if status.last_commit_ms is not None:
         yield declared.LAST_COMMIT_TIMESTAMP, status.last_commit_ms / 1000, {}
     for part in status.partitions:

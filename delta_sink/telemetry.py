@@ -1,4 +1,4 @@
-"""Every metric and every event of delta-sink, each declared once: name, kind, unit, sentence.
+"""Every metric, event and trace of delta-sink, each declared once: name, kind, unit, sentence.
 
 Code names them through the constants here (`telemetry.count(CONSUMED_RECORDS, 5, topic=topic)`),
 so that a misspelt one is refused by mypy; a name, tag or field that is not declared is refused by
@@ -47,6 +47,16 @@ class Event:
     fields: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TraceKind:
+    """One kind of trace: the steps that it has, and the fields of the whole."""
+
+    name: str
+    sentence: str
+    steps: str
+    fields: tuple[str, ...]
+
+
 _metrics: dict[str, Metric] = {}
 _events: dict[str, Event] = {}
 
@@ -72,7 +82,7 @@ TAGS: Final[Mapping[str, str]] = MappingProxyType(
         "dependency": "broker, store, locks",
         "version": "a version of delta-sink",
         "size": "small (below the target of compaction), large",
-        "lease": "compaction, vacuum, checkpoint, scheduler",
+        "lease": "compaction, checkpoint, scheduler, audit; vacuum, cleanup",
         "outcome": "committed, conflict (version taken, next one tried), fenced, unknown (no answer)",
         "verb": "put, put_if_absent, get, get_range, list, delete",
         "command": "compact, vacuum, checkpoint, cleanup-log, pause, resume",
@@ -178,7 +188,7 @@ LAST_COMMIT_TIMESTAMP: Final = _metric(
 )
 TABLE_VERSION: Final = _metric(
     "delta_sink_table_version", "gauge", "version",
-    "The newest version of the table that this worker knows.",
+    "The newest version of the table, as the holder of the scheduler's lease last saw it.",
 )
 STORE_REQUESTS: Final = _metric(
     "delta_sink_store_requests_total", "counter", "requests",
@@ -259,13 +269,17 @@ LEASE_HELD: Final = _metric(
     "Leases of the kind that this worker holds now.",
     "lease",
 )
+TRACES_LOST: Final = _metric(
+    "delta_sink_traces_lost_total", "counter", "traces",
+    "Traces that the OTLP collector did not take, or that came faster than they could be sent.",
+)
 AUDIT_OK: Final = _metric(
     "delta_sink_audit_ok", "gauge", "ok",
-    "1 if the last audit found nothing wrong, 0 if it did.",
+    "1 if the last audit by the holder of the audit's lease found nothing wrong, 0 if it did.",
 )
 AUDIT_LAST_RUN: Final = _metric(
     "delta_sink_audit_last_run_timestamp_seconds", "gauge", "seconds",
-    "When the last audit ended, in seconds since 1970.",
+    "When the last audit by the holder of the audit's lease ended, in seconds since 1970.",
 )
 # fmt: on
 
@@ -435,6 +449,10 @@ JOB_ENDED: Final = _event(
     "job_ended", "debug", "A job beside the state thread has ended, well or not.",
     "job", "duration_ms",
 )
+SECRET_CHANGED: Final = _event(
+    "secret_changed", "info", "A mounted file has changed: the worker stops, to begin with the new one.",
+    "reason",
+)
 HTTP_LISTENING: Final = _event(
     "http_listening", "info", "Metrics, probes and status are served.",
     "address",
@@ -447,8 +465,12 @@ DEPENDENCY_FOUND: Final = _event(
     "dependency_found", "info", "A dependency that did not answer does again.",
     "dependency", "duration_ms",
 )
+AUDIT_FAILED: Final = _event(
+    "audit_failed", "error", "A scheduled audit found something wrong: run `delta-sink audit`.",
+    "version", "error",
+)
 EXPORT_FAILED: Final = _event(
-    "export_failed", "warning", "Metrics could not be sent to the OTLP collector.",
+    "export_failed", "warning", "Metrics or traces could not be sent to the OTLP collector.",
     "error",
 )
 LIBRARY_LOGGED: Final = _event(
@@ -458,17 +480,33 @@ LIBRARY_LOGGED: Final = _event(
 # fmt: on
 
 
-NOT_MEASURED: Final = frozenset(
+BATCH_TRACE: Final = "batch"
+COMMAND_TRACE: Final = "command"
+
+TRACES: Final[Mapping[str, TraceKind]] = MappingProxyType(
     {
-        TABLE_FILES,
-        TABLE_BYTES,
-        COMMITS_SINCE_CHECKPOINT,
-        LEASE_HELD,
-        AUDIT_OK,
-        AUDIT_LAST_RUN,
+        BATCH_TRACE: TraceKind(
+            BATCH_TRACE,
+            "A batch of a writer, from its first record to its commit, or to the error that its "
+            "commit met.",
+            "`poll`, `decode` (both once for each chunk), `encode`, `upload` (up to four), `commit`",
+            ("commit_id", "version", "rows", "files", "bytes"),
+        ),
+        COMMAND_TRACE: TraceKind(
+            COMMAND_TRACE,
+            "A control command, from the time it was issued to its outcome.",
+            "`topic` (until a worker had read it), then each job that was done for it: `begin`, "
+            "`lease`, `tell`, and those of the command",
+            ("command", "id", "state"),
+        ),
     }
 )
-"""Names that are taken and that nothing records in this version."""
+
+
+def check_trace(name: str, fields: Collection[str]) -> None:
+    """Assert that the trace and its fields are declared."""
+    assert name in TRACES, f"trace {name} is not declared in delta_sink/telemetry.py"
+    assert set(fields) <= set(TRACES[name].fields), f"trace {name}: fields {sorted(fields)}"
 
 
 def check_metric(name: str, kind: Kind, tags: Collection[str]) -> Metric:
@@ -499,7 +537,7 @@ def graver(one: str, other: str) -> Level:
 def document() -> str:
     """Return `docs/metrics.md`: the tables of metrics, tags, events and fields."""
     lines = [
-        "# Metrics and events",
+        "# Metrics, traces and events",
         "",
         "Written by `python -m delta_sink.telemetry`; change the declarations there, not this file.",
         "Every metric also carries the label `sink`, the name from the configuration file.",
@@ -512,12 +550,13 @@ def document() -> str:
     lines += [
         f"| `{m.name}` | {m.kind} | {m.unit} | {_codes(m.tags)} | {m.sentence} |"
         for m in METRICS.values()
-        if m.name not in NOT_MEASURED
     ]
-    names = ", ".join(f"`{m.name}`" for m in METRICS.values() if m.name in NOT_MEASURED)
-    lines += ["", f"Names that are taken and that nothing records in this version: {names}."]
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
     lines += [f"| `{name}` | {sentence} |" for name, sentence in TAGS.items()]
+    lines += ["", "## Traces", "", "| trace | what it is | steps | fields |", "|---|---|---|---|"]
+    lines += [
+        f"| `{t.name}` | {t.sentence} | {t.steps} | {_codes(t.fields)} |" for t in TRACES.values()
+    ]
     lines += ["", "## Events", "", "| event | level | what it says | fields |", "|---|---|---|---|"]
     lines += [
         f"| `{e.name}` | {e.level} | {e.sentence} | {_codes(e.fields)} |" for e in EVENTS.values()

@@ -15,6 +15,7 @@ from delta_sink.adapters.kafka_reader import Served, read_offsets
 from delta_sink.adapters.logs import LogTelemetry
 from delta_sink.adapters.metered import MeteredStore
 from delta_sink.adapters.objectstore import StorageOptions, open_store
+from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.adapters.sqlite import SqliteLeases
 from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
 from delta_sink.adapters.traced import TracedJobs
@@ -24,6 +25,7 @@ from delta_sink.attendance import Attendance
 from delta_sink.audit import audit_log
 from delta_sink.audit_report import Audit
 from delta_sink.audit_rows import audit_rows
+from delta_sink.auditing import audit_again
 from delta_sink.claim import Source
 from delta_sink.company import Company
 from delta_sink.config import Source as ConfigSource
@@ -56,8 +58,12 @@ MEMORY_DEFAULT_BYTES = 512 * MIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def load_settings(paths: Sequence[str], sets: Sequence[str]) -> Settings:
+def load_settings(
+    paths: Sequence[str], sets: Sequence[str], files: SecretFiles | None = None
+) -> Settings:
     """Return the configuration in `paths`, laid over each other, with `sets` over all.
+
+    `files` gets to know the files that it refers to.
 
     Raises:
         ConfigError: every problem at once.
@@ -72,11 +78,12 @@ def load_settings(paths: Sequence[str], sets: Sequence[str]) -> Settings:
             problems.append(f"{path}: cannot be read: {reason}")
     if problems:
         raise ConfigError(problems)
-    return load(sources, sets, env=os.environ, read_file=_read_file)
-
-
-def _read_file(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
+    files = SecretFiles() if files is None else files
+    settings = load(sources, sets, env=os.environ, read_file=files.read)
+    for key, path in settings.kafka.items():
+        if key.endswith(".location"):  # certificates, keys and their stores: librdkafka reads them
+            files.note(path)
+    return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +358,7 @@ def make_maintainer(
         group=group,
         attendance=_attendance(parts, leases, role, worker),
         dead_letters=None if once else _dead_letters(parts),
-        schedule=schedule if role == "compactor" and not once else None,
+        standing=(schedule, audit_again) if role == "compactor" and not once else (),
     )
     return maintainer, jobs
 

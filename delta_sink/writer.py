@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from delta_sink import __version__
-from delta_sink.append import DeadLetterTarget, EncodedBatch, plan_append
+from delta_sink.append import DeadLetterTarget, plan_append
 from delta_sink.buffer import Piece
 from delta_sink.claim import Settled, Source, settle
 from delta_sink.company import Company
@@ -343,6 +343,7 @@ class Writer:
         try:
             result = lane.job.result()
         except FencedError as error:
+            self._reporter.not_committed(lane.sealed, error)
             self._on_fenced(error)
             return
         except RetriableError as error:
@@ -351,6 +352,7 @@ class Writer:
             if lane.sealed is None:
                 self._back_off(self._settling, error)
             else:
+                self._reporter.not_committed(lane.sealed, error)
                 self._back_off(self._committing, error)
                 self._drop("a commit was not answered")
             return
@@ -459,9 +461,6 @@ class Writer:
             if part.is_live and part.committed == covered.offset_first:
                 part.committed = covered.offset_next
         self._consumer.commit(offsets)
-        self._report(state, sealed, encoded)
-
-    def _report(self, state: LogState, sealed: Sealed, encoded: EncodedBatch) -> None:
         self._reporter.committed(state, sealed, encoded)
 
     def _compare_with_log(self) -> None:
@@ -546,7 +545,8 @@ class Writer:
             self._log, sealed.encoded, author=self._author(), app_ids=app_ids, table=self._view.same
         )
         log, state = self._log, self._state
-        job = self._jobs.submit("commit", lambda: commit(log, state, plan))
+        step = sealed.spans.timed("commit", lambda: commit(log, state, plan))
+        job = self._jobs.submit("commit", step)
         return Lane("commit", job, sealed=sealed)
 
     def _start_settle(self, parts: dict[TopicPartition, Part]) -> Lane:

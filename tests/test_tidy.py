@@ -23,6 +23,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
         "pure",
         (
             "telemetry",
+            "traces",
             "status",
             "decode",
             "buffer",
@@ -112,6 +113,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "vacuuming",
             "attendance",
             "scheduler",
+            "auditing",
             "maintenance",
         ),
     ),

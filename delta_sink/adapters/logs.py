@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
@@ -13,6 +13,7 @@ import msgspec
 
 from delta_sink import telemetry as declared
 from delta_sink.ports import Clock, Tag
+from delta_sink.traces import Trace
 
 SERIES_MAX = 10_000
 """How many series (a metric with one set of tags) are kept; figures of further ones are dropped."""
@@ -113,6 +114,7 @@ class LogTelemetry:
         self._gauges: dict[Series, float] = {}
         self._histograms: dict[Series, _Buckets] = {}
         self._handler: logging.Handler | None = None
+        self._on_trace: Callable[[Trace], None] | None = None
         self.lines_lost = 0
         self.series_lost = 0
 
@@ -143,10 +145,14 @@ class LogTelemetry:
             assert amount >= 0, f"counter {metric} cannot fall by {amount}"
             self._counters[key] = value + amount
 
-    def gauge(self, metric: str, value: float, **tags: Tag) -> None:
-        """Set a gauge."""
+    def gauge(self, metric: str, value: float | None, **tags: Tag) -> None:
+        """Set a gauge; with None it has no value any more, and is shown nowhere."""
         key = (metric, tuple(sorted(tags.items())) if tags else ())
         with self._lock:
+            if value is None:
+                declared.check_metric(metric, "gauge", tags)
+                self._gauges.pop(key, None)
+                return
             if key not in self._gauges:
                 declared.check_metric(metric, "gauge", tags)
                 if self._is_full():
@@ -164,6 +170,24 @@ class LogTelemetry:
                     return
                 buckets = self._histograms[key] = _Buckets(declaration.buckets)
             buckets.add(value)
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether anybody wants traces."""
+        return self._on_trace is not None
+
+    def hand_traces_to(self, on_trace: Callable[[Trace], None] | None) -> None:
+        """Let `on_trace`, from any thread, have each trace from now on; with None nobody."""
+        self._on_trace = on_trace
+
+    def trace(self, trace: Trace) -> None:
+        """Hand on a trace, without secrets."""
+        declared.check_trace(trace.name, trace.fields)
+        on_trace = self._on_trace
+        if on_trace is not None:
+            fields = {name: self._clean(value) for name, value in trace.fields.items()}
+            error = None if trace.error is None else self._text(trace.error)
+            on_trace(replace(trace, fields=fields, error=error))
 
     def snapshot(self) -> Snapshot:
         """Return a copy of all figures, taken at one moment."""
@@ -254,7 +278,7 @@ class _LibraryHandler(logging.Handler):
             text = str(record.msg)
         if record.name == "py.warnings":
             text = text.split("\n", 1)[0]
-        if record.exc_info is not None and record.exc_info[1] is not None:
+        if record.exc_info and record.exc_info[1] is not None:  # it may be False too
             error = record.exc_info[1]
             text = f"{text}: {type(error).__name__}: {error}"
         self._telemetry.event(declared.LIBRARY_LOGGED, level, logger=record.name, error=text)

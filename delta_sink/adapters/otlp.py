@@ -11,6 +11,7 @@ from delta_sink import __version__
 from delta_sink import telemetry as declared
 from delta_sink.adapters.logs import Histogram, LogTelemetry, Series, Snapshot
 from delta_sink.errors import ConfigError
+from delta_sink.ports import Clock
 
 try:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
@@ -29,6 +30,8 @@ try:
     from opentelemetry.sdk.metrics.export import Histogram as HistogramData
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+    from delta_sink.adapters.otlp_traces import TraceExport
 except ImportError as error:
     raise ConfigError(
         ["telemetry.otlp_endpoint: needs the extra 'otlp': pip install 'delta-sink[otlp]'"]
@@ -41,9 +44,9 @@ _CUMULATIVE: Final = AggregationTemporality.CUMULATIVE
 
 
 class OtlpExport:
-    """Sends the figures every `period_s`, and once more at `close`.
+    """Sends figures, and traces if wanted, every `period_s`, and once more at `close`.
 
-    A collector that does not answer costs nothing but its figures: one event says so.
+    A collector that does not answer costs nothing but what it is told: one event says so.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class OtlpExport:
         figures: Callable[[], Snapshot],
         telemetry: LogTelemetry,
         *,
+        clock: Clock,
+        with_traces: bool,
         period_s: float = PERIOD_S,
     ) -> None:
         self._exporter = OTLPMetricExporter(
@@ -61,6 +66,11 @@ class OtlpExport:
         self._resource = Resource.create(
             {"service.name": "delta-sink", "service.version": __version__}
         )
+        self._traces: TraceExport | None = None
+        if with_traces:
+            self._traces = TraceExport(
+                endpoint, sink, self._resource, telemetry, clock, send_s_max=SEND_S_MAX
+            )
         self._sink = sink
         self._figures = figures
         self._telemetry = telemetry
@@ -72,9 +82,11 @@ class OtlpExport:
         self._thread.start()
 
     def close(self) -> None:
-        """Send the last figures, within `SEND_S_MAX`."""
+        """Send the last figures and traces, each within `SEND_S_MAX`."""
         self._ended.set()
-        self._thread.join(SEND_S_MAX + 1)
+        self._thread.join(2 * SEND_S_MAX + 1)
+        if self._traces is not None:
+            self._traces.close()
         self._exporter.shutdown(timeout_millis=SEND_S_MAX * 1000)
 
     def _run(self) -> None:
@@ -85,9 +97,11 @@ class OtlpExport:
     def _send(self) -> None:
         result = self._exporter.export(self._data(), timeout_millis=SEND_S_MAX * 1000)
         is_failing = result is not MetricExportResult.SUCCESS
+        if self._traces is not None and not self._traces.send():
+            is_failing = True
         if is_failing and not self._is_failing:
             self._telemetry.event(
-                declared.EXPORT_FAILED, error="the OTLP collector does not answer"
+                declared.EXPORT_FAILED, error="the OTLP collector did not take everything"
             )
         self._is_failing = is_failing
 

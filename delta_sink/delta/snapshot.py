@@ -136,16 +136,22 @@ def list_for(log: Log, version: int | None) -> Listing:
     `_last_checkpoint` may be stale or ahead of `version`: it only says from where to list, and
     where no checkpoint at or below `version` is found from there on, all of the log is listed.
     """
-    try:
-        hint = msgspec.json.decode(log.store.get(LAST_CHECKPOINT_PATH).data, type=_Hint).version
-    except (ObjectMissing, msgspec.DecodeError):
-        return log.entries.list()
-    if version is not None and hint > version:
+    hint = checkpoint_hint(log)
+    if hint is None or (version is not None and hint > version):
         return log.entries.list()
     listing = log.entries.list(hint)
     if any(version is None or found.version <= version for found in listing.checkpoints):
         return listing
     return log.entries.list()
+
+
+def checkpoint_hint(log: Log) -> int | None:
+    """Return the version that `_last_checkpoint` names: it may be stale. None: it names none."""
+    try:
+        found = log.store.get(LAST_CHECKPOINT_PATH).data
+        return msgspec.json.decode(found, type=_Hint).version
+    except (ObjectMissing, msgspec.DecodeError):
+        return None
 
 
 class _Hint(msgspec.Struct):

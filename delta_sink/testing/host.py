@@ -12,6 +12,7 @@ from typing import Generic, TypeVar, cast
 
 from delta_sink.ports import Tag
 from delta_sink.testing.world import Signal, Task, World
+from delta_sink.traces import Trace
 
 T = TypeVar("T")
 
@@ -195,6 +196,7 @@ class FakeTelemetry:
         counts: by metric and tags, as `counts["commits", ("table", "orders")]`.
         gauges: the last value, by the same key.
         observations: every value, by the same key.
+        traces: what was handed over; set `is_tracing` to have any.
     """
 
     def __init__(self, host: Host) -> None:
@@ -203,6 +205,8 @@ class FakeTelemetry:
         self.counts: Counter[tuple[object, ...]] = Counter()
         self.gauges: dict[tuple[object, ...], float] = {}
         self.observations: dict[tuple[object, ...], list[float]] = {}
+        self.is_tracing = False
+        self.traces: list[Trace] = []
 
     def event(self, name: str, level: str = "info", **fields: object) -> None:
         """Remember one event; it shows in the trace too."""
@@ -215,15 +219,24 @@ class FakeTelemetry:
         if not self._host.dead:
             self.counts[_key(metric, tags)] += amount  # type: ignore[assignment]  # Counter is typed for int alone
 
-    def gauge(self, metric: str, value: float, **tags: Tag) -> None:
-        """Keep the newest value."""
-        if not self._host.dead:
+    def gauge(self, metric: str, value: float | None, **tags: Tag) -> None:
+        """Keep the newest value; with None let go of it."""
+        if self._host.dead:
+            return
+        if value is None:
+            self.gauges.pop(_key(metric, tags), None)
+        else:
             self.gauges[_key(metric, tags)] = value
 
     def observe(self, metric: str, value: float, **tags: Tag) -> None:
         """Keep every value."""
         if not self._host.dead:
             self.observations.setdefault(_key(metric, tags), []).append(value)
+
+    def trace(self, trace: Trace) -> None:
+        """Remember one trace."""
+        if not self._host.dead:
+            self.traces.append(trace)
 
     def named(self, name: str) -> list[dict[str, object]]:
         """Return the fields of every event of this name, in order."""

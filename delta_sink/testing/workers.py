@@ -111,5 +111,5 @@ def make_maintainer(
         consumer=kafka.consumer(host, group, [control.topic]),
         group=group,
         attendance=Attendance(locks, host.clock, host.telemetry, presence, "maintenance"),
-        schedule=schedule if role == "compactor" and schedules else None,
+        standing=(schedule,) if role == "compactor" and schedules else (),
     )

@@ -26,8 +26,8 @@ example. What contradicts is refused with a sentence before anything is installe
 with the Dockerfile at the root of the repository and name it under `image`.
 
 Each kind of worker has a service account of its own: only the vacuum's needs the right to delete
-objects of the table. A changed `config` rolls the pods; a changed Secret does not: restart the
-workers for it, as in `kubectl rollout restart`. An init Job stays when it has ended; a changed
+objects of the table. A changed `config` rolls the pods. Workers notice that a mounted Secret has
+changed and restart with it; one in the environment needs `kubectl rollout restart`. An init Job stays when it has ended; a changed
 configuration makes a new one and removes the old.
 
 ## Values

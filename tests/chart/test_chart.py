@@ -54,6 +54,11 @@ def job(objects):
     return found
 
 
+def init_args(objects):
+    """Return the arguments of the first Job, without the file, which all containers have."""
+    return job(objects)["spec"]["template"]["spec"]["containers"][0]["args"][:-2]
+
+
 def cron(objects, name="nightly"):
     return one(objects, "CronJob", f"{NAME}-{name}")["spec"]
 
@@ -261,8 +266,23 @@ MATRIX = {
     "affinity": ({"writer/affinity": AFFINITY}, lambda o: pod(o)["affinity"], AFFINITY),
     "init": (
         {},
-        lambda o: job(o)["spec"]["template"]["spec"]["containers"][0]["args"],
-        ["init", "--config", "/etc/delta-sink/sink.yaml"],
+        init_args,
+        ["init"],
+    ),
+    "the table alone": (
+        {"init/createTopics": False, "init/createLockTable": False},
+        init_args,
+        ["init", "--only", "table"],
+    ),
+    "topics and locks": (
+        {"init/createTable": False},
+        init_args,
+        ["init", "--only", "topics", "--only", "locks"],
+    ),
+    "nothing to make": (
+        {"init/createTable": False, "init/createTopics": False, "init/createLockTable": False},
+        lambda o: "Job" in kinds(o),
+        False,
     ),
     "no init": ({"init/enabled": False}, lambda o: "Job" in kinds(o), False),
     "a schedule": ({"schedules": [SCHEDULE]}, lambda o: cron(o)["schedule"], "0 3 * * *"),
@@ -364,6 +384,11 @@ MATRIX = {
         lambda o: ("ConfigMap" in kinds(o), pod(o)["volumes"][0]["configMap"]["name"]),
         (False, "mine"),
     ),
+    "a ConfigMap that is there, and no file by null": (
+        {"config": None, "existingConfigMap": "mine"},
+        lambda o: ("ConfigMap" in kinds(o), container(o)["ports"][0]["containerPort"]),
+        (False, 8080),
+    ),
     "another user": (
         {"podSecurityContext/runAsUser": 20_000},
         lambda o: [p["securityContext"]["runAsUser"] for _, p in pods(o)],
@@ -420,7 +445,7 @@ def _check(objects, values):
     for found in containers(objects):
         assert found["command"] == ["delta-sink"]
         assert found["args"][-2:] == ["--config", "/etc/delta-sink/sink.yaml"]
-    if "config" in values:
+    if values.get("config"):
         text = one(objects, "ConfigMap", f"{NAME}-config")["data"]["sink.yaml"]
         settings = load(
             [Source("sink.yaml", text)], [], env={"KAFKA_PASSWORD": "x"}, read_file=lambda _: ""
@@ -469,6 +494,11 @@ WRONG = {
         "the consumer group is not known with existingConfigMap",
     ),
     "no configuration": ({"config": ...}, "config: it is empty"),
+    "no configuration by null": ({"config": None}, "config: it is empty"),
+    "an autoscaler without a file": (
+        KEDA | {"config": None, "existingConfigMap": "mine"},
+        "the consumer group is not known with existingConfigMap",
+    ),
     "two configurations": ({"existingConfigMap": "mine"}, "give one of them"),
     "retention below the floor": (
         {"config/vacuum": {"retention_hours": 24}},
@@ -620,7 +650,8 @@ def test_the_chart_and_the_product_have_one_version():
     assert f'version = "{chart["appVersion"]}"' in project
 
 
-def test_notes_name_three_commands(helm, tmp_path):
+@pytest.mark.parametrize("over", [{}, {"config": None, "existingConfigMap": "mine"}])
+def test_notes_name_three_commands(helm, tmp_path, over):
     """`helm template` leaves notes out: a copy of the chart has them as an object too."""
     copied = tmp_path / "delta-sink"
     shutil.copytree(CHART, copied)
@@ -628,7 +659,8 @@ def test_notes_name_three_commands(helm, tmp_path):
     (copied / "templates" / "notes.yaml").write_text(
         'kind: Notes\ntext: {{ tpl (.Files.Get "NOTES.txt") . | quote }}\n'
     )
-    done = helm.run("template", "orders", "-n", "lake", values=whole_values(), chart=copied)
+    values = laid_over(whole_values(), over)
+    done = helm.run("template", "orders", "-n", "lake", values=values, chart=copied)
     (notes,) = [o["text"] for o in yaml.safe_load_all(done.stdout) if o["kind"] == "Notes"]
     assert len(re.findall(r"^  (?:helm|kubectl) ", notes, re.MULTILINE)) == 3
     assert f"deploy/{NAME}-writer" in notes

@@ -177,6 +177,13 @@ class TelemetryContract:
             telemetry.gauge("delta_sink_table_version", value)
         assert self.counted(telemetry, "delta_sink_table_version") == 4
 
+    def test_a_gauge_that_is_not_known_any_more_is_gone(self, telemetry):
+        telemetry.gauge("delta_sink_table_version", 3)
+        telemetry.gauge("delta_sink_table_version", None)
+        telemetry.gauge("delta_sink_table_version", None)
+        with pytest.raises(KeyError):
+            self.counted(telemetry, "delta_sink_table_version")
+
     def test_every_observation_counts(self, telemetry):
         for value in (0.5, 0.25, 0.25):
             telemetry.observe("delta_sink_freshness_seconds", value, topic="a")

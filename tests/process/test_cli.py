@@ -206,6 +206,18 @@ def test_init_is_idempotent_and_races_with_a_writer(tmp_path, broker):
         assert sum(entry.metadata is not None for entry in sink.entries()) == 1
 
 
+@pytest.mark.parametrize(
+    ("only", "made"), [("table", {"table", "locks.db"}), ("locks", {"locks.db"}), ("topics", set())]
+)
+def test_init_makes_only_what_it_is_asked_for(tmp_path, broker, only, made):
+    config = write_config(tmp_path, broker.bootstrap_servers)
+    sink = Sink(tmp_path, config)
+    assert sink.run("init", "--only", only).returncode == 0
+    there = {path.name for path in tmp_path.iterdir()} - {"sink.yaml"}
+    assert {name for name in there if not name.startswith("locks.db-")} == made
+    assert sink.run("init", "--only", "everything").returncode == 2
+
+
 def test_a_table_of_deltalake_is_taken_over_by_init(tmp_path, broker):
     broker.create_topic("adopted", 1)
     produce(broker.bootstrap_servers, "adopted", values(range(10)))

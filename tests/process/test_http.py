@@ -11,6 +11,7 @@ import urllib.request
 from concurrent import futures
 
 import grpc
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as messages
@@ -111,7 +112,8 @@ def test_metrics_status_log_and_table_agree(tmp_path, broker):
         bad = {k: v for k, v in found.items() if k[0] == "delta_sink_dead_letters_total"}
         assert sum(bad.values()) == 3 == sum(event["dead_letters"] for event in commits)
         assert table.to_pyarrow_table().num_rows == 500 == sum(event["rows"] for event in commits)
-        assert found[("delta_sink_table_version",)] == table.version() == said["table"]["version"]
+        assert table.version() == said["table"]["version"]
+        assert ("delta_sink_table_version",) not in found, "it is the scheduler's to say"
         attempts = found[("delta_sink_commit_attempts_total", ("outcome", "committed"))]
         assert attempts >= len(commits)  # the claim is one too
         assert found[("delta_sink_freshness_seconds_count", topic)] == len(commits)
@@ -313,6 +315,85 @@ def test_a_compactor_is_probed_and_counts_its_commands(tmp_path, broker):
         assert found[("delta_sink_control_commands_total", *key)] == 1
         read = found[("delta_sink_compaction_bytes_total", ("direction", "read"))]
         assert read == result["bytes_removed"]
+        assert compactor.stop() == 0
+
+
+TABLE_FIGURES = (
+    ("delta_sink_table_version",),
+    ("delta_sink_table_bytes",),
+    ("delta_sink_table_files", ("size", "small")),
+    ("delta_sink_table_files", ("size", "large")),
+    ("delta_sink_commits_since_checkpoint",),
+)
+
+
+def kept_sink(folder, broker, topic, commits=3):
+    """Return a sink with control topics whose table has so many commits of records."""
+    for name, partitions in (("ops.control", 2), ("ops.status", 1)):
+        broker.create_topic(name, partitions)
+    control = {"topic": "ops.control", "status_topic": "ops.status"}
+    compaction = {"quiet_ms": 0, "small_files_max": 100_000}
+    sink = sink_on(folder, broker, topic, control=control, compaction=compaction)
+    for number in range(commits):
+        produce(broker.bootstrap_servers, topic, values([number]))
+        sink.drain("--set", "http.port=0")
+    return sink
+
+
+def log_entry(folder, version):
+    return folder / f"table/_delta_log/{version:020d}.json"
+
+
+def test_one_compactor_says_how_the_table_is(tmp_path, broker):
+    """Two compactors: sums over both are the table's figures, before and after one ends."""
+    with kept_sink(tmp_path, broker, "summed") as sink:
+        pair = [sink.start(role="compactor"), sink.start(role="compactor")]
+
+        def those_who_say(workers):
+            return [w for w in workers if TABLE_FIGURES[0] in figures(w)]
+
+        wait_until(lambda: those_who_say(pair), 40, "one says how the table is")
+        found = [figures(worker) for worker in pair]
+        table = DeltaTable(str(tmp_path / "table"))
+        sizes = pa.table(table.get_add_actions(flatten=True))["size_bytes"].to_pylist()
+        wanted = (table.version(), sum(sizes), 3, 0, table.version() + 1)
+        for figure, value in zip(TABLE_FIGURES, wanted, strict=True):
+            assert [each[figure] for each in found if figure in each] == [value], figure
+        for lease in ("scheduler", "audit"):
+            key = ("delta_sink_lease_held", ("lease", lease))
+            wait_until(lambda k=key: sum(figures(w)[k] for w in pair) == 1, 20, f"one has {lease}")
+        wait_until(lambda: any(("delta_sink_audit_ok",) in figures(w) for w in pair), 20, "audit")
+        found = [figures(worker) for worker in pair]
+        proven = ("delta_sink_audit_ok",)
+        assert [each[proven] for each in found if proven in each] == [1]
+        ran = ("delta_sink_audit_last_run_timestamp_seconds",)
+        assert abs(sum(each.get(ran, 0) for each in found) - time.time()) < 60
+
+        (holder,) = those_who_say(pair)
+        (other,) = [worker for worker in pair if worker is not holder]
+        assert holder.stop() == 0
+        wait_until(lambda: those_who_say([other]), 20, "the other takes over")
+        sink.run("control", "checkpoint", "--wait", "--timeout", "60")
+        left = ("delta_sink_commits_since_checkpoint",)
+        wait_until(lambda: figures(other)[left] == 0, 30, "the checkpoint is seen")
+        assert other.stop() == 0
+
+
+def test_a_scheduled_audit_says_what_is_wrong(tmp_path, broker):
+    with kept_sink(tmp_path, broker, "doubled") as sink:
+        version = DeltaTable(str(tmp_path / "table")).version()
+        again = [
+            line
+            for line in log_entry(tmp_path, version).read_text().splitlines()
+            if line.startswith('{"add"')
+        ]
+        log_entry(tmp_path, version + 1).write_text("\n".join([*again, '{"commitInfo":{}}']))
+        compactor = sink.start(role="compactor")
+        wait_until(lambda: ("delta_sink_audit_ok",) in figures(compactor), 40, "it has audited")
+        assert figures(compactor)[("delta_sink_audit_ok",)] == 0
+        (event,) = compactor.events("audit_failed")
+        assert event["level"] == "error"
+        assert "twice" in event["error"] or "already" in event["error"], event
         assert compactor.stop() == 0
 
 

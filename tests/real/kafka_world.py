@@ -28,7 +28,7 @@ class Recorder:
     def count(self, metric: str, amount: float = 1, **tags: object) -> None:
         self.counts[metric] = self.counts.get(metric, 0) + amount
 
-    def gauge(self, metric: str, value: float, **tags: object) -> None:
+    def gauge(self, metric: str, value: float | None, **tags: object) -> None:
         pass
 
     def observe(self, metric: str, value: float, **tags: object) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from delta_sink.errors import FatalError, SourceRefused
+from delta_sink.errors import FatalError
 from delta_sink.model import TopicPartition
 from tests.simulation import foreign
 from tests.simulation.foreign import DAY_MS
@@ -239,7 +239,7 @@ class Chaos:
                 continue
             self._looked_after.add(id(task))
             error = task.error
-            if isinstance(error, SourceRefused) and self.operator.knows(error):
+            if error is not None and self.operator.knows(error):
                 self.done["refused with a sentence"] += 1
             elif isinstance(error, FatalError):
                 if not str(error).startswith(NO_PROGRESS):

@@ -60,9 +60,11 @@ class Operator:
             self._truncated.add(partition)
         self._is_recreated = self._is_recreated or what == "recreated"
 
-    def knows(self, error: SourceRefused) -> bool:
+    def knows(self, error: BaseException) -> bool:
         """Whether the sentence is one that was to be expected."""
-        return any(SENTENCES[what] in str(error) for what in self._expected)
+        return isinstance(error, SourceRefused) and any(
+            SENTENCES[what] in str(error) for what in self._expected
+        )
 
     def seek_somewhere(self, random: Random) -> bool | None:
         """Seek one partition to some offset that Kafka has; False if this is no time for it."""

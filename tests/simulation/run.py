@@ -95,7 +95,7 @@ def run(seed: int, cuts: Cuts | None = None) -> tuple[Outcome, Simulation]:
         chaos = Chaos(sim, cuts)
         try:
             chaos.run()
-            sim.finish()
+            sim.finish(knows=chaos.operator.knows)
         except (Exception, Killed) as error:  # whatever it is, the seed shows it again
             outcome.failures.append((seed, f"{type(error).__name__}: {error}"))
         outcome.versions.append(sim.oracle.entries)

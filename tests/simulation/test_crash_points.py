@@ -14,6 +14,7 @@ import pytest
 from delta_sink.decode.json import JsonDecoder
 from delta_sink.errors import FatalError
 from delta_sink.model import Records
+from delta_sink.report import Reporter
 from delta_sink.testing.wire import Wire
 from delta_sink.writer import Writer
 from tests.simulation.harness import LETTERS, Simulation, simulation
@@ -539,7 +540,7 @@ def test_cp11_and_cp12_around_the_groups_offsets(sim, how, label):
 @pytest.mark.parametrize("how", HOW)
 def test_cp12_the_groups_offsets_have_arrived(sim, how, monkeypatch):
     point = Point(sim)
-    report = Writer._report
+    report = Reporter.committed
 
     def broken(self, *args):
         host = sim.world.task().host
@@ -552,7 +553,7 @@ def test_cp12_the_groups_offsets_have_arrived(sim, how, monkeypatch):
             sim.world.switch("goes on")
         report(self, *args)
 
-    monkeypatch.setattr(Writer, "_report", broken)
+    monkeypatch.setattr(Reporter, "committed", broken)
     sim.start("w0")
     go_on(sim, point, how)
 

@@ -57,6 +57,35 @@ def test_a_large_command_is_divided_and_answered_once(seed, monkeypatch):
         it.check()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_several_slots_at_once_under_their_leases(seed, monkeypatch):
+    monkeypatch.setattr(compacting, "bins_at_once", lambda *_: 3)
+    with World(seed) as world:
+        it = Upkeeping.of(world, "table.partition_by=[_kafka_partition]", partitions=4)
+        sim = it.sim
+        sim.start("w0")
+        for _ in range(6):
+            sim.fill(8)
+            sim.run(lambda: sim.is_complete)
+        for name in ("c0", "c1"):
+            it.start(name)
+        names = [it.send("compact"), it.send("compact")]  # they want the same slots
+        if seed % 2:
+            sim.run(lambda: any("started" in it.states(name) for name in names))
+            sim.world.after_steps(60 * seed, it.keepers["c0"].host.kill)
+        sim.run(lambda: all(it.is_answered(name) for name in names))
+        finals = [it.outcomes(name)[-1] for name in names]
+        assert [each["state"] for each in finals] == ["succeeded"] * 2, finals
+        assert len(sim.oracle.live) == 4
+        removed = sum(each["result"]["files_removed"] for each in finals)
+        assert removed == 24 or (
+            seed % 2 and removed < 24
+        )  # who died reported nothing of its steps
+        sim.finish()
+        it.stop()
+        it.check()
+
+
 def test_a_worker_that_is_to_stop_does_not_wait_out_its_rests():
     with World(1) as world:
         it = Upkeeping.of(world)
@@ -66,6 +95,60 @@ def test_a_worker_that_is_to_stop_does_not_wait_out_its_rests():
         began_ms = world.now_ms
         it.stop()
         assert world.now_ms - began_ms < 3_000
+
+
+def test_only_who_has_the_lease_says_how_the_table_is():
+    """The holder sleeps beyond its lease: the other takes over, and the first says nothing more."""
+
+    def say(name):
+        return ("delta_sink_table_version",) in it.keepers[name].host.telemetry.gauges
+
+    def holds(name):
+        held = it.keepers[name].host.telemetry.gauges
+        return held[("delta_sink_lease_held", ("lease", "scheduler"))] == 1
+
+    with World(3) as world:
+        it = Upkeeping.of(world)
+        it.sim.start("w0")
+        it.sim.fill(8)
+        it.sim.run(lambda: it.sim.is_complete)
+        it.start("c0")
+        it.run(lambda: say("c0"))
+        it.start("c1")
+        it.sim.run_for(15_000)
+        assert (say("c0"), say("c1"), holds("c0"), holds("c1")) == (True, False, True, False)
+        it.keepers["c0"].host.pause(200_000)
+        it.run(lambda: say("c1"))
+        assert holds("c1")
+        it.run(lambda: not say("c0"))
+        it.sim.run_for(60_000)
+        assert (say("c0"), say("c1"), holds("c0"), holds("c1")) == (False, True, False, True)
+        gauges = it.keepers["c1"].host.telemetry.gauges
+        assert gauges[("delta_sink_table_version",)] == it.sim.oracle.version
+        files = [gauges[("delta_sink_table_files", ("size", size))] for size in ("small", "large")]
+        assert sum(files) == len(it.sim.oracle.live)
+        it.stop()
+        it.check()
+
+
+def test_without_locks_nobody_says_how_the_table_is():
+    with World(4) as world:
+        it = Upkeeping.of(world)
+        it.sim.start("w0")
+        it.sim.fill(8)
+        it.sim.run(lambda: it.sim.is_complete)
+        it.leases.wire.outage(100_000)
+        for name in ("c0", "c1"):
+            it.start(name)
+        said = [keeper.host.telemetry.gauges for keeper in it.keepers.values()]
+        for _ in range(8):
+            it.sim.run_for(10_000)
+            assert not any(("delta_sink_table_version",) in gauges for gauges in said)
+        it.run(lambda: any(("delta_sink_table_version",) in gauges for gauges in said))
+        it.sim.run_for(60_000)
+        assert sum(("delta_sink_table_version",) in gauges for gauges in said) == 1
+        it.stop()
+        it.check()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable
 from rich.console import Console
 
-from benchmarks import commit_path, compaction, fsync
+from benchmarks import commit_path, compaction, fsync, scale_out, telemetry
 from benchmarks.__main__ import main
 from benchmarks.appender import APP_ID, SCHEMA, Appender, grow, link_table, make_batches
 from benchmarks.commit_path import CONTENDERS, OURS, THEIRS, CommitPath, DeltalakeLane, Point
@@ -229,7 +229,7 @@ def test_the_command_prints_tables(tmp_path, capsys, monkeypatch):
 def test_an_unknown_benchmark_is_named(capsys):
     assert main(["comit_path"]) == 2
     error = capsys.readouterr().err
-    names = "commit_path, fsync, drain, compaction"
+    names = "commit_path, fsync, drain, compaction, scale_out, telemetry"
     assert error == f"unknown benchmark 'comit_path', wanted one of {names}\n"
 
 
@@ -243,3 +243,61 @@ def test_compaction_is_compared_on_copies_of_one_table(tmp_path):
         assert run.peak_bytes > 1 << 20
     assert found.as_json()["time_ratio"] == round(found.time_ratio, 3) > 0
     assert "optimize.compact" in shown(found)
+
+
+@pytest.mark.process
+def test_compactors_share_one_command(tmp_path):
+    shape = compaction.Shape(files=12, rows=50, table_partitions=3, target_bytes=1 << 20, runs=1)
+    found = scale_out.run(shape, str(tmp_path), silent)
+    assert {count: len(seconds) for count, seconds in found.seconds.items()} == {1: 1, 2: 1}
+    assert found.as_json()["ratio"] == round(found.ratio, 3) > 0
+    assert "two by one" in shown(found)
+
+
+def cost_of(*ratios):
+    pairs = [telemetry.Pair(1 / ratio, 1.0, 1.1, 1.0) for ratio in ratios]
+    return telemetry.Cost(telemetry.Shape(), tuple(pairs), 3, 5)
+
+
+def test_the_cost_of_telemetry_is_a_geometric_mean_with_its_interval():
+    """The quantiles are those of the tables of Student's distribution."""
+    for degrees, quantile in ((1, 12.706), (3, 3.182), (7, 2.365), (30, 2.042), (120, 1.980)):
+        assert telemetry.student_t(degrees) == pytest.approx(quantile, rel=0.01)
+    assert cost_of(0.98).half_width == float("inf")
+    found = cost_of(0.96, 1.0, 0.96, 1.0, 0.96, 1.0, 0.96, 1.0)
+    assert found.throughput == pytest.approx(0.9798, abs=1e-4)
+    assert found.half_width == pytest.approx(2.365 * 0.02182 / 8**0.5, rel=0.02)
+    assert found.cpu == pytest.approx(1.1)
+    assert "≥ 0.97x met" in shown(found)
+    assert "wider than wanted" in shown(found)
+    assert "wider" not in shown(cost_of(*[0.98] * 8))
+    assert "MISSED" in shown(cost_of(*[0.9] * 8))
+
+
+def test_pairs_are_made_until_the_interval_is_small(tmp_path, monkeypatch):
+    orders = []
+
+    def drained(backlog, folder, endpoint, seen):
+        orders.append(endpoint is not None)
+        is_slow = endpoint is not None and len(orders) < 16 and sum(orders) % 2
+        return (1.2 if is_slow else 1.0), 1.0
+
+    monkeypatch.setattr(telemetry, "_drained", drained)
+    shape = telemetry.Shape(pairs_min=3, pairs_max=100)
+    pairs = telemetry._pairs(shape, None, "http://c", None, str(tmp_path), silent)
+    assert orders[:6] == [True, False, True, False, False, True]
+    assert 8 < len(pairs) < 100
+    assert telemetry.Cost(shape, tuple(pairs)).half_width <= telemetry.HALF_WIDTH_MAX
+    assert telemetry.Cost(shape, tuple(pairs[:-1])).half_width > telemetry.HALF_WIDTH_MAX
+
+
+def test_a_drain_with_telemetry_and_without_on_a_real_broker(tmp_path, kafka, monkeypatch):
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
+    shape = telemetry.Shape(records=8_000, pairs_min=2, pairs_max=2)
+    found = telemetry.run(shape, str(tmp_path), silent)
+    assert len(found.pairs) == 2
+    assert found.scrapes >= 2
+    assert found.spans >= 10
+    assert found.as_json()["throughput_ratio"] > 0
+    assert "x the throughput" in shown(found)
+    assert list(tmp_path.iterdir()) == [] or {p.name for p in tmp_path.iterdir()} == {"compiled"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from delta_sink.control import Compact
 from delta_sink.delta.actions import Add, Entry, Metadata, Remove
 from delta_sink.delta.compaction_plan import CompactionPolicy, target_file_bytes
 from delta_sink.delta.schema import Field, TableSchema
-from delta_sink.policy import MINUTE_MS, Debt, SmallFiles, cron_due
+from delta_sink.policy import MINUTE_MS, Debt, FileTotals, SmallFiles, cron_due
 from delta_sink.settings import CompactionSettings
 from delta_sink.where import bind, parse_where, where_of
 
@@ -189,6 +190,36 @@ def test_a_filter_selects_its_table_partition_and_no_other(data, kind):
     if kind == "double" and mine is not None and other is not None:
         same = float(mine) == float(other)
     assert selects({"p": other}) == same
+
+
+# --- totals ----------------------------------------------------------------------------------------
+
+
+def sized(name: str, size: int | None) -> Remove:
+    return Remove(path=name, data_change=False, deletion_timestamp=NOW_MS, size=size)
+
+
+def test_totals_follow_entries():
+    found = FileTotals()
+    found.apply(entry(1, adds=[add("a", size=5), add("b", size=7)]))
+    found.apply(entry(2, adds=[add("c", size=12)], removes=[sized("a", 5), sized("b", 7)]))
+    assert (found.files, found.size_bytes, found.is_exact) == (1, 12, True)
+
+
+@pytest.mark.parametrize(
+    "vague",
+    [
+        entry(2, removes=[sized("a", None)]),
+        entry(2, adds=[msgspec.structs.replace(add("a", size=5), data_change=False)]),
+    ],
+    ids=["a remove without a size", "statistics of a file that is there"],
+)
+def test_totals_say_when_they_are_not_exact(vague):
+    found = FileTotals()
+    found.apply(entry(1, adds=[add("a", size=5)]))
+    found.apply(vague)
+    found.apply(entry(3, adds=[add("b", size=5)]))
+    assert not found.is_exact
 
 
 # --- cron -----------------------------------------------------------------------------------------

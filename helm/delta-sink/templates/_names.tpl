@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end -}}
 
 {{- define "delta-sink.port" -}}
-{{- dig "http" "port" 8080 .Values.config -}}
+{{- dig "http" "port" 8080 (.Values.config | default dict) -}}
 {{- end -}}
 
 {{- define "delta-sink.replicas" -}}

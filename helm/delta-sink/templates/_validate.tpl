@@ -1,7 +1,7 @@
 {{/* Fails with one sentence for the first thing that contradicts. */}}
 {{- define "delta-sink.validate" -}}
 {{- $values := .Values -}}
-{{- $config := $values.config -}}
+{{- $config := $values.config | default dict -}}
 {{- if and $config $values.existingConfigMap -}}
 {{- fail "config and existingConfigMap: give one of them" -}}
 {{- end -}}
@@ -52,7 +52,7 @@
 
 {{- define "delta-sink.validateConfig" -}}
 {{- $values := .Values -}}
-{{- $config := $values.config -}}
+{{- $config := $values.config | default dict -}}
 {{- $uri := dig "table" "uri" "" $config -}}
 {{- if not (contains "://" $uri) -}}
 {{- fail (printf "config.table.uri: %q is a path within a pod, which goes with the pod; use an object store" $uri) -}}
@@ -92,7 +92,7 @@
 {{- end -}}
 
 {{- define "delta-sink.validateSecrets" -}}
-{{- $config := .Values.config -}}
+{{- $config := .Values.config | default dict -}}
 {{- range $key, $value := dig "kafka" dict $config -}}
 {{- if and (regexMatch "password|secret|\\.key\\.pem$|jaas|token" $key) (not (contains "${" (toString $value))) -}}
 {{- fail (printf "config.kafka: %s stands there as plain text; write a reference such as ${NAME}" $key) -}}
