@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from delta_sink.testing import Host, World
+from delta_sink.testing import Host, Task, World
 from tests.simulation.neighbour import Neighbour
 from tests.simulation.oracle import Violation
 from tests.simulation.upkeep import CONTROL_PARTITIONS, Upkeeping
@@ -34,6 +34,7 @@ class Swarm:
         self.done: Counter[str] = Counter()
         self.neighbour = Neighbour(self.sim, self.sim.world.random("neighbour"))
         self.nights = 0
+        self.naps_left = 0
 
     def run(self, steps: int) -> None:
         """Start everything, break it for `steps` events, then heal and require an end."""
@@ -81,13 +82,30 @@ class Swarm:
         self._send("vacuum", dry_run=self.random.random() < 0.2)
 
     def _vacuum_twice(self) -> None:
-        """Let vacuums race each other, and appends that land all the time."""
+        """Let vacuums race each other, and appends that land all the time.
+
+        One of them stands still just before its fence, so that another's is higher by then.
+        """
+        self.naps_left = 1
+        self._arm_nap()
         for delay_ms in range(0, 3_000, 30):
             self.sim.world.later(delay_ms, self._produce_one)
         for partition in range(CONTROL_PARTITIONS):
             name = self.it.send("vacuum", partition=partition, dry_run=False)
             self.sent.append(("vacuum", name, {"dry_run": False}))
             self.sim.run_for(self.random.choice([10, 200, 1_500]))
+
+    def _arm_nap(self) -> None:
+        self.sim.world.at("store.put_if_absent begins", self._nap_before_fence)
+
+    def _nap_before_fence(self, task: Task) -> None:
+        if self.is_over or not self.naps_left:
+            return
+        if task.name == "plan" and task.host.name.startswith("v"):
+            self.naps_left -= 1
+            task.host.pause(self.random.choice([1_000, 3_000]))
+            return
+        self._arm_nap()
 
     def _produce_one(self) -> None:
         self.sim.produce(self.random.randrange(self.sim.partitions))
