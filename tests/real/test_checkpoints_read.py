@@ -29,6 +29,7 @@ from delta_sink.delta.commit import Log
 from delta_sink.delta.logstore import ConditionalPutLog
 from tests.services.install import CannotInstall, delta_kernel, python_readers
 
+pytestmark = pytest.mark.process
 SPARK_TABLE = Path(__file__).parents[1] / "data" / "spark_deletion_vectors" / "table"
 APPS = ("spark-load", "sink/orders@id/0", "nobody")
 DUCKDB = """
