@@ -82,6 +82,8 @@ def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
     """
     monkeypatch.setattr(kafka_way_back, "LOST_S_MAX", 0.5)
     monkeypatch.setattr(kafka_way_back, "ANSWER_S_MAX", 1.0)
+    kept: list[object] = []  # never freed, since to free a client is to close it
+    monkeypatch.setattr("delta_sink.adapters.kafka.keep_for_ever", kept.append)
     world = RealKafka(kafka)
     world.produce(T0, numbered(0, 10))
     consumer = world.consumer("cut-off")
@@ -91,12 +93,12 @@ def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
     consumer._on_lost(whole, [Place(tp.topic, tp.partition) for tp in (T0, T1)])
     assert [event.lost for event in consumer.poll(1, 0).events] == [True]
     nowhere = {**consumer._settings, "bootstrap.servers": f"127.0.0.1:{free_port()}"}
-    consumer._client = Client(nowhere)
+    consumer._client = cut_off = Client(nowhere)
     consumer._subscribe()
     whole.close()
     joined(consumer, T0, T1)
     assert [f for _, _, f in world.telemetry.events if f.get("category") == "replaced"]
-    assert len(consumer._cut_off) == 1
+    assert kept == [cut_off]
     consumer.start({T0: 0, T1: 0})
     records = []
     while not records:
