@@ -24,7 +24,7 @@ demo: $(STAMP) ## Run the main job on embedded parts: records in, a Delta table 
 
 test: $(STAMP) ## Run all tests that fit in a quarter of an hour
 	@$(BIN)/python -m tests.services install
-	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n 3 --max-worker-restart 0 --dist loadgroup -m "not long"
 
 test-fast: $(STAMP) ## Run the tests that need no processes and no servers
 	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 -m "not long and not process"
