@@ -291,12 +291,10 @@ def _compact_slots(
     asked_ms = upkeep.log.clock.elapsed_ms()
     for slot, key in keys.items():
         held[slot] = yield from errand.hold(key)
-    found = plan.slots
     if upkeep.log.clock.elapsed_ms() - asked_ms >= FOLLOW_MS:
         # Somebody else had a slot until now: what was planned before may well be done.
         plan = yield from do("plan", lambda: plan_compaction_of(upkeep, args, None))
-        found = plan.slots
-    bins = [(each, held[slot]) for slot in slots for each in found.get(slot, ())]
+    bins = [(each, held[slot]) for slot in slots for each in plan.slots.get(slot, ())]
     yield from _rewrite_all(errand, plan, bins, tally)
     for key in keys.values():
         yield from errand.let_go(key)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 
 from tests.simulation import upkeep_run
 from tests.simulation.chaos import EVENTS, SWITCHED, Cuts
@@ -18,13 +17,8 @@ from tests.simulation.run import (
     run,
     run_many,
     table,
+    tell_many,
 )
-
-MET_SEEDS = 2_000
-"""In so many seeds everything that can happen must have happened."""
-PROGRESS_S = 5
-FAILURES_MAX = 20
-"""After so many failures no more seeds are begun: something simple is wrong."""
 
 
 def main() -> int:
@@ -42,35 +36,20 @@ def main() -> int:
     parser.add_argument("--only", help="with --replay: only these faults and events")
     options = parser.parse_args()
     if options.world == "upkeep":
+        if options.minimise is not None:
+            parser.error("--minimise: only failures of the world of writers can be made smaller")
         return upkeep_run.main(options)
     if options.minimise is not None:
         return _minimise(options.minimise)
     if options.replay is not None:
         return _replay(options)
-    return _many(options.seed0, options.seeds, options.jobs)
-
-
-def _many(first: int, count: int, jobs: int) -> int:
-    began_s = told_s = time.monotonic()
-    total = Outcome()
-    for outcome in run_many(first, count, jobs):
-        total.add(outcome)
-        for seed, sentence in outcome.failures:
-            print(failure_text(seed, sentence), flush=True)
-        now_s = time.monotonic()
-        if now_s - told_s >= PROGRESS_S:
-            told_s = now_s
-            rate = total.seeds / (now_s - began_s)
-            left = f"{(count - total.seeds) / rate:.0f} s left"
-            print(f"{last_line(total, now_s - began_s)}, {rate:.1f} a second, {left}", flush=True)
-        if len(total.failures) >= FAILURES_MAX:
-            break
-    print(table(total))
-    missing = total.missing() if total.seeds >= MET_SEEDS else []
-    for name in missing:
-        print(f"NEVER MET in {total.seeds} seeds: {name}")
-    print(last_line(total, time.monotonic() - began_s))
-    return 1 if total.failures or missing else 0
+    return tell_many(
+        run_many(options.seed0, options.seeds, options.jobs),
+        options.seeds,
+        failure_text=failure_text,
+        table=table,
+        missing=Outcome.missing,
+    )
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -6,9 +6,11 @@ import gc
 import multiprocessing
 import re
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,11 @@ from tests.simulation.chaos import EVENTS, Chaos, Cuts
 from tests.simulation.harness import Simulation, simulation
 from tests.simulation.points import POINTS
 
+MET_SEEDS = 2_000
+"""In so many seeds everything that can happen must have happened."""
+PROGRESS_S = 5
+FAILURES_MAX = 20
+"""After so many failures no more seeds are begun: something simple is wrong."""
 CHUNK = 20
 """So many seeds a process runs before it tells of them, and collects garbage."""
 
@@ -105,32 +112,73 @@ def run(seed: int, cuts: Cuts | None = None) -> tuple[Outcome, Simulation]:
         return outcome, sim
 
 
-def run_chunk(seeds: range) -> Outcome:
+def run_one(seed: int) -> Outcome:
+    """Return what one seed told."""
+    return run(seed)[0]
+
+
+def run_chunk(one: Callable[[int], Outcome], seeds: range) -> Outcome:
     """Run these seeds in this process."""
     total = Outcome()
     gc.disable()
     try:
         for seed in seeds:
-            total.add(run(seed)[0])
+            total.add(one(seed))
     finally:
         gc.enable()
         gc.collect()
     return total
 
 
-def run_many(first: int, count: int, jobs: int) -> Iterator[Outcome]:
-    """Yield what each chunk of `count` seeds told, from `jobs` processes, in any order."""
+def run_many(
+    first: int, count: int, jobs: int, one: Callable[[int], Outcome] = run_one
+) -> Iterator[Outcome]:
+    """Yield what each chunk of `count` seeds told, from `jobs` processes, in any order.
+
+    `one` runs one seed; it is a function of a module, so that other processes find it.
+    """
     end = first + count
     chunks = [range(at, min(at + CHUNK, end)) for at in range(first, end, CHUNK)]
     if jobs == 1:
         prepare()
-        yield from map(run_chunk, chunks)
+        yield from map(partial(run_chunk, one), chunks)
         return
     with multiprocessing.get_context("spawn").Pool(jobs, prepare) as pool:
-        yield from pool.imap_unordered(run_chunk, chunks)
+        yield from pool.imap_unordered(partial(run_chunk, one), chunks)
 
 
 # --- what a person reads ------------------------------------------------------------------------
+
+
+def tell_many(
+    outcomes: Iterator[Outcome],
+    count: int,
+    *,
+    failure_text: Callable[[int, str], str],
+    table: Callable[[Outcome], str],
+    missing: Callable[[Outcome], list[str]],
+) -> int:
+    """Print how `count` seeds go; return 0 if each held and, over enough seeds, all was met."""
+    began_s = told_s = time.monotonic()
+    total = Outcome()
+    for outcome in outcomes:
+        total.add(outcome)
+        for seed, sentence in outcome.failures:
+            print(failure_text(seed, sentence), flush=True)
+        now_s = time.monotonic()
+        if now_s - told_s >= PROGRESS_S:
+            told_s = now_s
+            rate = total.seeds / (now_s - began_s)
+            left = f"{(count - total.seeds) / rate:.0f} s left"
+            print(f"{last_line(total, now_s - began_s)}, {rate:.1f} a second, {left}", flush=True)
+        if len(total.failures) >= FAILURES_MAX:
+            break
+    print(table(total))
+    never = missing(total) if total.seeds >= MET_SEEDS else []
+    for name in never:
+        print(f"NEVER MET in {total.seeds} seeds: {name}")
+    print(last_line(total, time.monotonic() - began_s))
+    return 1 if total.failures or never else 0
 
 
 def table(outcome: Outcome) -> str:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import multiprocessing
-import time
-from collections.abc import Iterator
 
 from delta_sink.testing import Killed, World
-from tests.simulation.run import CHUNK, Outcome, commit, last_line, prepare
+from tests.simulation.run import Outcome, commit, last_line, prepare, run_many, tell_many
 from tests.simulation.upkeep_judge import UpkeepOracle
 from tests.simulation.upkeep_swarm import (
     ALSO_MET,
@@ -21,9 +17,6 @@ from tests.simulation.upkeep_swarm import (
     swarm,
 )
 
-MET_SEEDS = 2_000
-PROGRESS_S = 5
-FAILURES_MAX = 20
 VACUUMS_EVERY = 16
 """One seed of so many lets vacuums race with every lock broken."""
 VACUUM_STEPS = 6
@@ -53,27 +46,9 @@ def run(seed: int) -> tuple[Outcome, Swarm]:
         return outcome, found
 
 
-def run_chunk(seeds: range) -> Outcome:
-    """Run these seeds in this process."""
-    total = Outcome()
-    gc.disable()
-    for seed in seeds:
-        total.add(run(seed)[0])
-    gc.enable()
-    gc.collect()
-    return total
-
-
-def run_many(first: int, count: int, jobs: int) -> Iterator[Outcome]:
-    """Yield what each chunk of `count` seeds told, from `jobs` processes, in any order."""
-    end = first + count
-    chunks = [range(at, min(at + CHUNK, end)) for at in range(first, end, CHUNK)]
-    if jobs == 1:
-        prepare()
-        yield from map(run_chunk, chunks)
-        return
-    with multiprocessing.get_context("spawn").Pool(jobs, prepare) as pool:
-        yield from pool.imap_unordered(run_chunk, chunks)
+def run_one(seed: int) -> Outcome:
+    """Return what one seed told, for `run.run_many`."""
+    return run(seed)[0]
 
 
 def declared_faults() -> list[str]:
@@ -114,25 +89,13 @@ def main(options: argparse.Namespace) -> int:
     """Return 0 if every seed held and, over enough seeds, everything was met."""
     if options.replay is not None:
         return _replay(options.replay, with_trace=options.trace)
-    began_s = told_s = time.monotonic()
-    total = Outcome()
-    for outcome in run_many(options.seed0, options.seeds, options.jobs):
-        total.add(outcome)
-        for seed, sentence in outcome.failures:
-            print(failure_text(seed, sentence), flush=True)
-        now_s = time.monotonic()
-        if now_s - told_s >= PROGRESS_S:
-            told_s = now_s
-            rate = total.seeds / (now_s - began_s)
-            print(f"{last_line(total, now_s - began_s)}, {rate:.1f} a second", flush=True)
-        if len(total.failures) >= FAILURES_MAX:
-            break
-    print(table(total))
-    never = missing(total) if total.seeds >= MET_SEEDS else []
-    for name in never:
-        print(f"NEVER MET in {total.seeds} seeds: {name}")
-    print(last_line(total, time.monotonic() - began_s))
-    return 1 if total.failures or never else 0
+    return tell_many(
+        run_many(options.seed0, options.seeds, options.jobs, run_one),
+        options.seeds,
+        failure_text=failure_text,
+        table=table,
+        missing=missing,
+    )
 
 
 def _replay(seed: int, *, with_trace: bool) -> int:
