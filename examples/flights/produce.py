@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterator
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 
 def flights(count: int | None) -> Iterator[dict[str, object]]:
@@ -57,6 +57,9 @@ def main() -> int:
                 break
             except BufferError:  # the client's own queue is full: let it send
                 producer.poll(0.1)
+            except KafkaException as error:  # the broker has refused the topic already
+                refused.append(str(error))
+                break
         producer.poll(0)
         sent += 1
     waiting = producer.flush(60)

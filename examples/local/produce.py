@@ -11,7 +11,7 @@ import random
 import sys
 from datetime import UTC, datetime, timedelta
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 FIRST = datetime(2026, 11, 21, tzinfo=UTC)
 SKUS = [f"sku-{number:03d}" for number in range(100)]
@@ -60,6 +60,9 @@ def main() -> int:
                 break
             except BufferError:  # the client's own queue is full: let it send
                 producer.poll(0.1)
+            except KafkaException as error:  # the broker has refused the topic already
+                refused.append(str(error))
+                break
         producer.poll(0)
     waiting = producer.flush(30)
     if refused or waiting:

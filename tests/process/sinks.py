@@ -109,7 +109,16 @@ class WriterProcess:
         self.process.wait()
 
     def stop(self, timeout_s: float = 40.0) -> int:
-        """Ask to stop as Kubernetes would, and return the exit code."""
+        """Ask to stop as Kubernetes would, and return the exit code.
+
+        One that has just been started is given time for it: asked while Python starts, it knows
+        no better than to die of the signal.
+        """
+        patience_s = time.monotonic() + 10
+        while self.worker_id() is None and self.process.poll() is None:
+            if time.monotonic() > patience_s:
+                break  # it is kept from starting, which is what the test is about
+            time.sleep(0.05)
         self.process.terminate()
         return self.process.wait(timeout=timeout_s)
 
