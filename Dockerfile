@@ -5,7 +5,7 @@ ARG PYTHON=3.13.5-slim-bookworm
 
 FROM python:${PYTHON} AS build
 WORKDIR /build
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY constraints.txt pyproject.toml hatch_build.py README.md LICENSE ./
 COPY delta_sink ./delta_sink
 # Also of what builds the package, which pip installs apart.
 ENV PIP_CONSTRAINT=/build/constraints.txt

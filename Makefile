@@ -12,7 +12,7 @@ help: ## Show this list
 
 install: $(STAMP) ## Install delta-sink and everything its tests need into .venv
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml hatch_build.py $(wildcard delta_sink/decode/native/*.zig)
 	@$(PYTHON) -c 'import sys; sys.exit("delta-sink needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: install python3-venv (Debian, Ubuntu)"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip

@@ -1,10 +1,12 @@
-"""JSON values to Arrow: a fast path for whole slices, and the exact path for what it leaves.
+"""JSON values to Arrow: three paths, each for what the one before it leaves.
 
-A chunk is cut into slices of a few MiB. A slice goes to the fast path, which answers with rows
-for those values that it is sure of, or refuses. A refused slice is split: at the record that the
-parser blames if it names one (a hint, which the exact path checks), else in halves, until few
-values are left; these the exact path decides. Splitting has a budget in bytes, so that a slice
-full of bad records costs a few passes and then goes to the exact path whole.
+A chunk is cut into slices of a few MiB. The plain path (`native`, where it is compiled) takes all
+values of a slice that are beyond doubt, one by one. What it leaves is decided by the others: is it
+more than a few values, they go to the fast path together, which answers with rows for those that
+it is sure of, or refuses. A refused slice is split: at the record that the parser blames if it
+names one (a hint, which the exact path checks), else in halves, until few values are left; these
+the exact path decides. Splitting has a budget in bytes, so that a slice full of bad records costs
+a few passes and then goes to the exact path whole.
 
 The fast path is a Protocol: another parser can take pyarrow's place if it keeps the promise.
 """
@@ -24,6 +26,7 @@ import pyarrow.json as pj
 from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
 from delta_sink.decode.exact import ExactDecoder
+from delta_sink.decode.native import NativeDecoder, Plain, native_decoder
 from delta_sink.decode.packed import PackedValues, Positions
 from delta_sink.decode.rows import DecodeSpec, Values, decode_chunk, in_order
 from delta_sink.decode.scalars import INTEGER_BITS
@@ -80,9 +83,10 @@ class JsonDecoder:
     def __init__(
         self, spec: DecodeSpec, fast: Callable[[DecodeSpec], FastPath] | None = None
     ) -> None:
-        """Prepare for the table of `spec`; `fast` makes another fast path than pyarrow's."""
+        """Prepare for the table of `spec`; `fast` makes a fast path that takes the others' place."""
         self._spec = spec
         self._exact = ExactDecoder(spec)
+        self._plain = native_decoder(spec) if fast is None else None
         self._fast = fast if fast is not None else ArrowFastPath
 
     def decode(self, chunk: Sequence[Records]) -> Decoded:
@@ -94,8 +98,25 @@ class JsonDecoder:
         work = _Work(cast("Sequence[bytes]", packed), self._exact)
         fast = self._fast(self._spec)
         for first, after in _slices(packed):
-            work.split(fast, first, after)
+            if self._plain is None:
+                work.split(fast, first, after)
+            else:
+                self._decode_slice(self._plain, work, packed, first, after)
         return work.result()
+
+    def _decode_slice(
+        self, plain: NativeDecoder, work: _Work, packed: PackedValues, first: int, after: int
+    ) -> None:
+        """Decide the values from `first` up to `after`, the plain ones first."""
+        found = plain.decode(packed[first:after])
+        left = work.take_plain(found, first, after)
+        if len(left) <= EXACT_VALUES_MAX:
+            work.decide(left)
+            return
+        others = PackedValues.of([packed[place] for place in left.tolist()])
+        rest = _Work(cast("Sequence[bytes]", others), self._exact)
+        rest.split(self._fast(self._spec), 0, len(others))
+        work.take_decided(rest.result(), left)
 
 
 def _slices(values: PackedValues) -> list[tuple[int, int]]:
@@ -131,7 +152,7 @@ class _Work:
         while open_ranges:
             low, high = open_ranges.pop()
             if high - low <= EXACT_VALUES_MAX or budget < 0:
-                self._decide(range(low, high))
+                self.decide(range(low, high))
                 continue
             outcome = fast(self._values[low:high])
             if isinstance(outcome, Sure):
@@ -139,13 +160,31 @@ class _Work:
                 budget -= high - low + FIXED_COST
             elif outcome.suspect is not None and 0 <= outcome.suspect < high - low:
                 suspect = low + outcome.suspect
-                self._decide(range(suspect, suspect + 1))
+                self.decide(range(suspect, suspect + 1))
                 open_ranges += _growing(suspect + 1, high, outcome.suspect)
                 open_ranges += _whole(low, suspect)
                 budget -= outcome.suspect + FIXED_COST
             else:
                 open_ranges += _halves(low, high)
                 budget -= high - low + FIXED_COST
+
+    def take_plain(self, plain: Plain, low: int, high: int) -> Positions:
+        """Take what the plain path took of the values from `low` on; return the other places."""
+        self._tables.append(plain.rows)
+        self._places.append(plain.taken + low)
+        self._unknown += plain.unknown_fields
+        if len(plain.taken) == high - low:
+            return plain.taken[:0]
+        left = np.ones(high - low, np.bool_)
+        left[plain.taken] = False
+        return np.flatnonzero(left) + low
+
+    def take_decided(self, decided: Values, places: Positions) -> None:
+        """Take the outcome of all values at `places`."""
+        self._tables.append(decided.rows)
+        self._places.append(places[decided.taken])
+        self._unknown += decided.unknown_fields
+        self._bad += [(int(places[i]), error) for i, error in decided.bad]
 
     def _take(self, sure: Sure, low: int, high: int) -> None:
         self._tables.append(sure.rows)
@@ -154,9 +193,9 @@ class _Work:
         if len(sure.taken) != high - low:
             left = np.ones(high - low, np.bool_)
             left[sure.taken] = False
-            self._decide(np.flatnonzero(left) + low)
+            self.decide(np.flatnonzero(left) + low)
 
-    def _decide(self, places: Sequence[int] | Positions) -> None:
+    def decide(self, places: Sequence[int] | Positions) -> None:
         """Let the exact path decide the values at `places`."""
         for place in places:
             try:

@@ -1,0 +1,224 @@
+"""The plain path: compiled code that decodes the records about which there is no doubt.
+
+`native/json.zig` reads each byte of a record once and writes Arrow columns, without Python's lock.
+It takes a record only if it is spelt as programs spell JSON; every other one it leaves, whether it
+is wrong or merely unusual, and pyarrow and the exact path decide about it. So it can be absent:
+where it could not be compiled the same rows come out, at several times the cost.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from delta_sink.decode.packed import PackedValues, Positions
+from delta_sink.decode.rows import DecodeSpec
+from delta_sink.delta.types import (
+    ArrayType,
+    DataType,
+    Decimal,
+    Field,
+    MapType,
+    StructType,
+    arrow_field,
+)
+
+LIBRARY = Path(__file__).parent / "native" / "libdelta_sink_json.so"
+
+_FIELDS_MAX = 256
+_KINDS = {
+    "boolean": 0,
+    "byte": 1,
+    "short": 2,
+    "integer": 3,
+    "long": 4,
+    "float": 5,
+    "double": 6,
+    "date": 8,
+    "timestamp": 9,
+    "timestamp_ntz": 9,
+    "string": 10,
+}
+_DECIMAL, _BASE64, _HEX, _LIST, _MAP, _OBJECT = 7, 11, 12, 13, 14, 15
+"""`Kind` of `columns.zig`."""
+_FACTORS = {"iso8601": 0, "epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1}
+_NODE = struct.Struct("@IIIIBBBBBq")
+_ARROW_ARRAY_BYTES = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """The rows of the values at `taken`, in order, and how many fields of them no column has."""
+
+    rows: pa.Table
+    taken: Positions
+    unknown_fields: int
+
+
+class NativeDecoder:
+    """Decodes many values in one call. Holds nothing that changes; safe in several jobs at once."""
+
+    def __init__(self, library: ctypes.CDLL, spec: DecodeSpec) -> None:
+        """Prepare for the table of `spec`, of which `can_decode` holds."""
+        self._decode = library.delta_sink_decode_json
+        self._schema = pa.schema([arrow_field(f) for f in spec.value_fields])
+        nodes, names = _described(spec)
+        self._nodes = b"".join(nodes)
+        self._node_count = len(nodes)
+        self._names = names
+        self._options = struct.pack(
+            "@qIB3x", spec.record_bytes_max, spec.nesting_max, spec.unknown_fields == "fail"
+        )
+
+    def decode(self, values: PackedValues) -> Plain:
+        """Return the rows of all values that are beyond doubt.
+
+        Raises:
+            MemoryError: there is not enough of it for the rows.
+        """
+        count = len(values)
+        starts = np.ascontiguousarray(values.starts)
+        lengths = np.ascontiguousarray(values.lengths)
+        taken = np.empty(count, np.uint8)
+        unknown = ctypes.c_int64()
+        array = ctypes.create_string_buffer(_ARROW_ARRAY_BYTES)
+        answer = self._decode(
+            self._nodes,
+            self._node_count,
+            self._names,
+            len(self._names),
+            self._options,
+            values.joined,
+            len(values.joined),
+            starts.ctypes.data,
+            lengths.ctypes.data,
+            count,
+            taken.ctypes.data,
+            ctypes.byref(unknown),
+            array,
+        )
+        if answer != 0:
+            raise MemoryError(f"no memory for the rows of {len(values.joined)} bytes of JSON")
+        batch = pa.RecordBatch._import_from_c(ctypes.addressof(array), self._schema)
+        rows = pa.Table.from_batches([batch], self._schema)
+        return Plain(rows, np.flatnonzero(taken), unknown.value)
+
+
+def native_decoder(spec: DecodeSpec) -> NativeDecoder | None:
+    """Return the decoder for this table; None where it is not compiled or a type is not for it."""
+    library = _library()
+    return None if library is None or not can_decode(spec) else NativeDecoder(library, spec)
+
+
+def is_compiled() -> bool:
+    """Return whether the compiled code is part of this installation."""
+    return _library() is not None
+
+
+def can_decode(spec: DecodeSpec) -> bool:
+    """Return whether every value column has a type and names that the compiled code knows."""
+    root = StructType(spec.value_fields)
+    return bool(root.fields) and _is_known(root)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    library.delta_sink_decode_json.argtypes = [
+        *(ctypes.c_char_p, size),
+        *(ctypes.c_char_p, size),
+        ctypes.c_char_p,
+        *(ctypes.c_char_p, size),
+        *(pointer, pointer, size),
+        *(pointer, pointer, pointer),
+    ]
+    library.delta_sink_decode_json.restype = ctypes.c_int32
+    return library
+
+
+def _is_known(data_type: DataType) -> bool:
+    match data_type:
+        case StructType(fields):
+            return 0 < len(fields) <= _FIELDS_MAX and all(
+                _is_bare(f.name) and _is_known(f.type) for f in fields
+            )
+        case ArrayType(element):
+            return _is_known(element)
+        case MapType(key, value):
+            return key == "string" and _is_known(value)
+        case Decimal():
+            return True
+        case name:
+            return name in _KINDS or name == "binary"
+
+
+def _is_bare(name: str) -> bool:
+    """Whether JSON writes the name as it is: the compiled code compares bytes."""
+    return name.isprintable() and not set('"\\') & set(name)
+
+
+def _described(spec: DecodeSpec) -> tuple[list[bytes], bytes]:
+    """Return the nodes of the row and of all columns in it, children together, and their names."""
+    nodes: list[bytes] = []
+    names = bytearray()
+    waiting: list[Field] = [Field("", StructType(spec.value_fields), nullable=False)]
+    made = 0
+    while made < len(waiting):
+        field = waiting[made]
+        children = list(_children(field.type))
+        name = field.name.encode()
+        nodes.append(
+            _NODE.pack(
+                len(names),
+                len(name),
+                len(waiting),
+                len(children),
+                _kind(field.type, spec),
+                field.nullable,
+                field.type == "timestamp",
+                *((field.type.precision, field.type.scale) if isinstance(field.type, Decimal) else (0, 0)),
+                _FACTORS[spec.timestamp_format],
+            )
+        )
+        names += name
+        waiting += children
+        made += 1
+    return nodes, bytes(names)
+
+
+def _children(data_type: DataType) -> Iterator[Field]:
+    match data_type:
+        case StructType(fields):
+            yield from fields
+        case ArrayType(element, contains_null):
+            yield Field("element", element, contains_null)
+        case MapType(key, value, contains_null):
+            pair = (Field("key", key, nullable=False), Field("value", value, contains_null))
+            yield Field("entries", StructType(pair), nullable=False)
+
+
+def _kind(data_type: DataType, spec: DecodeSpec) -> int:
+    match data_type:
+        case StructType():
+            return _OBJECT
+        case ArrayType():
+            return _LIST
+        case MapType():
+            return _MAP
+        case Decimal():
+            return _DECIMAL
+        case "binary":
+            return _HEX if spec.binary == "hex" else _BASE64
+        case name:
+            return _KINDS[name]
