@@ -29,6 +29,7 @@ from delta_sink.cli_options import (
 from delta_sink.cli_status import status
 from delta_sink.cli_worker import last_words, register, stop_by_secret, stop_by_signal, supervised
 from delta_sink.connect import Finding, connect_all
+from delta_sink.decode.native import NOT_COMPILED, is_compiled
 from delta_sink.delta.commit import open_log
 from delta_sink.delta.probe import probe_conditional_put
 from delta_sink.delta.support import refuse_unsupported
@@ -136,6 +137,7 @@ def check_config(
                 "problems": [],
                 "warnings": warnings,
                 "cost": {"commits_per_day": commits, "puts_per_day_min": puts},
+                "json_decoder": "compiled" if is_compiled() else "pyarrow",
                 "connect": [dataclasses.asdict(finding) for finding in findings],
             }
         )
@@ -148,6 +150,8 @@ def check_config(
             f"table partition in the batch",
             err=True,  # stdout is the verdict
         )
+        if not is_compiled():
+            click.echo(f"json: {NOT_COMPILED}", err=True)
         for finding in findings:
             click.echo(f"{'ok' if finding.ok else 'NOT OK':7}{finding.what}: {finding.sentence}")
         if ok:

@@ -108,7 +108,7 @@ class JsonDecoder:
         self, plain: NativeDecoder, work: _Work, packed: PackedValues, first: int, after: int
     ) -> None:
         """Decide the values from `first` up to `after`, the plain ones first."""
-        found = plain.decode(packed[first:after])
+        found = plain.decode(packed, first, after)
         left = work.take_plain(found, first, after)
         if len(left) <= EXACT_VALUES_MAX:
             work.decide(left)

@@ -32,6 +32,11 @@ from delta_sink.delta.types import (
 
 LIBRARY = Path(__file__).parent / "native" / "libdelta_sink_json.so"
 
+NOT_COMPILED = (
+    "decoded by pyarrow, at several times the CPU, because this installation has no compiled decoder "
+    "(`pip install -v` of delta-sink says why)"
+)
+
 _FIELDS_MAX = 256
 _KINDS = {
     "boolean": 0,
@@ -55,7 +60,10 @@ _ARROW_ARRAY_BYTES = 80
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """The rows of the values at `taken`, in order, and how many fields of them no column has."""
+    """The rows of some values, in order, and how many fields of them no column has.
+
+    `taken` are their places, counted from the first value that was looked at.
+    """
 
     rows: pa.Table
     taken: Positions
@@ -77,15 +85,15 @@ class NativeDecoder:
             "@qIB3x", spec.record_bytes_max, spec.nesting_max, spec.unknown_fields == "fail"
         )
 
-    def decode(self, values: PackedValues) -> Plain:
-        """Return the rows of all values that are beyond doubt.
+    def decode(self, values: PackedValues, first: int, after: int) -> Plain:
+        """Return the rows of those values from `first` up to `after` that are beyond doubt.
 
         Raises:
             MemoryError: there is not enough of it for the rows.
         """
-        count = len(values)
-        starts = np.ascontiguousarray(values.starts)
-        lengths = np.ascontiguousarray(values.lengths)
+        count = after - first
+        starts = np.ascontiguousarray(values.starts[first:after])
+        lengths = np.ascontiguousarray(values.lengths[first:after])
         taken = np.empty(count, np.uint8)
         unknown = ctypes.c_int64()
         array = ctypes.create_string_buffer(_ARROW_ARRAY_BYTES)
@@ -105,7 +113,7 @@ class NativeDecoder:
             array,
         )
         if answer != 0:
-            raise MemoryError(f"no memory for the rows of {len(values.joined)} bytes of JSON")
+            raise MemoryError(f"no memory for the rows of {lengths.sum()} bytes of JSON")
         batch = pa.RecordBatch._import_from_c(ctypes.addressof(array), self._schema)
         rows = pa.Table.from_batches([batch], self._schema)
         return Plain(rows, np.flatnonzero(taken), unknown.value)
@@ -187,7 +195,11 @@ def _described(spec: DecodeSpec) -> tuple[list[bytes], bytes]:
                 _kind(field.type, spec),
                 field.nullable,
                 field.type == "timestamp",
-                *((field.type.precision, field.type.scale) if isinstance(field.type, Decimal) else (0, 0)),
+                *(
+                    (field.type.precision, field.type.scale)
+                    if isinstance(field.type, Decimal)
+                    else (0, 0)
+                ),
                 _FACTORS[spec.timestamp_format],
             )
         )

@@ -15,6 +15,7 @@ import yaml
 from deltalake import DeltaTable, write_deltalake
 
 from delta_sink.adapters.embedded import EmbeddedBroker
+from delta_sink.decode.native import is_compiled
 from tests.process.sinks import (
     SCHEMA,
     Sink,
@@ -62,6 +63,7 @@ def test_a_right_configuration_is_ok(tmp_path, broker):
     answer = json.loads(machine.stdout)
     assert answer["ok"] is True
     assert answer["cost"] == {"commits_per_day": 864_000, "puts_per_day_min": 1_728_000}
+    assert answer["json_decoder"] == ("compiled" if is_compiled() else "pyarrow")
 
 
 def test_every_problem_is_told_at_once_with_its_path(tmp_path, broker):

@@ -165,9 +165,10 @@ def assert_same(left, right):
 def test_it_makes_no_difference_which_path_decides(case):
     spec, values = case
     exactly = JsonDecoder(spec, never_fast).decode([records(values)])
-    both = JsonDecoder(spec).decode([records(values)])
-    both.rows.validate(full=True)
-    assert_same(both, exactly)
+    for fast in (None, ArrowFastPath):  # None: the plain path first
+        several = JsonDecoder(spec, fast).decode([records(values)])
+        several.rows.validate(full=True)
+        assert_same(several, exactly)
     good = dict(
         zip(
             sorted(set(range(len(values))) - {bad.index for bad in exactly.parts[0].bad}),
@@ -306,7 +307,7 @@ def test_values_are_what_arithmetic_says(data_type, oracle, texts):
             except Bad:
                 expected.append(Bad)
         good = [e for e in expected if e is not Bad]
-        for fast in (None, never_fast):
+        for fast in (None, ArrowFastPath, never_fast):
             decoded = JsonDecoder(spec, fast).decode([records(values * 2)])
             got = decoded.rows["a"].to_pylist()
             assert [repr(g) for g in naive(got)] == [repr(g) for g in naive(good * 2)], tokens
@@ -360,17 +361,19 @@ def strictly(value):
 def test_only_strict_json_objects_pass(values):
     """With no field that the table has, a row says exactly that the value is a strict object."""
     spec = DecodeSpec(TableSchema((Field("\U0001f980", "long"),)))
-    (part,) = JsonDecoder(spec).decode([records(values * 3)]).parts
-    wrong = {bad.index for bad in part.bad}
-    assert [i not in wrong for i in range(len(values))] == [strictly(v) for v in values]
+    for fast in (None, ArrowFastPath):
+        (part,) = JsonDecoder(spec, fast).decode([records(values * 3)]).parts
+        wrong = {bad.index for bad in part.bad}
+        assert [i not in wrong for i in range(len(values))] == [strictly(v) for v in values]
     alone = WithoutExact(spec)
     assert all(strictly(values[place]) for place in alone.rows(values))
 
 
-def test_maps_go_the_exact_way_and_come_out_whole():
+@pytest.mark.parametrize("fast", [None, ArrowFastPath])
+def test_maps_come_out_whole(fast):
     spec = DecodeSpec(TableSchema((Field("m", MapType("string", Decimal(5, 2))),)))
     values = [b'{"m":{"a":1.5,"b":"2"}}', b'{"m":{}}', b'{"m":null}', b'{"m":{"a":1.555}}'] * 10
-    decoded = JsonDecoder(spec).decode([records(values)])
+    decoded = JsonDecoder(spec, fast).decode([records(values)])
     assert decoded.rows["m"].to_pylist()[:3] == [
         [("a", Exactly("1.50")), ("b", Exactly("2.00"))],
         [],

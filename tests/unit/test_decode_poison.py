@@ -56,7 +56,8 @@ def records(values):
 
 @pytest.mark.parametrize("name", POISON)
 @pytest.mark.parametrize("place", ["alone", "first", "last", "everywhere"])
-def test_poison_is_a_bad_record_and_nothing_else(name, place):
+@pytest.mark.parametrize("fast", [None, ArrowFastPath], ids=["plain", "pyarrow"])
+def test_poison_is_a_bad_record_and_nothing_else(name, place, fast):
     poison, reason = POISON[name]
     before, after, times = {
         "alone": (0, 0, 1),
@@ -66,7 +67,7 @@ def test_poison_is_a_bad_record_and_nothing_else(name, place):
     }[place]
     values = [GOOD] * before + [poison] * times + [GOOD] * after
     started = time.monotonic()
-    decoded = JsonDecoder(SPEC).decode([records(values)])
+    decoded = JsonDecoder(SPEC, fast).decode([records(values)])
     assert time.monotonic() - started < 30
     (part,) = decoded.parts
     assert {bad.reason for bad in part.bad} == {reason}
@@ -77,15 +78,17 @@ def test_poison_is_a_bad_record_and_nothing_else(name, place):
 
 def test_all_poison_in_one_chunk():
     values = [poison for poison, _ in POISON.values()]
-    (part,) = JsonDecoder(SPEC).decode([records(values)]).parts
-    assert [bad.reason for bad in part.bad] == [reason for _, reason in POISON.values()]
+    for fast in (None, ArrowFastPath):
+        (part,) = JsonDecoder(SPEC, fast).decode([records(values)]).parts
+        assert [bad.reason for bad in part.bad] == [reason for _, reason in POISON.values()]
 
 
 def test_a_record_of_ten_megabytes_is_a_row():
     value = b'{"n":1,"s":"' + b"x" * 10_000_000 + b'"}'
-    decoded = JsonDecoder(SPEC).decode([records([GOOD] * 20 + [value] + [GOOD] * 20)])
-    assert decoded.rows.num_rows == 41
-    assert len(decoded.rows["s"][20].as_py()) == 10_000_000
+    for fast in (None, ArrowFastPath):
+        decoded = JsonDecoder(SPEC, fast).decode([records([GOOD] * 20 + [value] + [GOOD] * 20)])
+        assert decoded.rows.num_rows == 41
+        assert len(decoded.rows["s"][20].as_py()) == 10_000_000
 
 
 def test_three_bad_records_among_ten_thousand_cost_a_few_passes():
@@ -126,8 +129,9 @@ def test_good_records_never_see_the_exact_path(monkeypatch):
     monkeypatch.setattr(ExactDecoder, "decode", lambda *_: pytest.fail("not needed"))
     values = [GOOD, GOOD.replace(b"1,", b"1.0,"), GOOD[:-1] + b',"zz":{"a":[1]}}', GOOD.replace(b"Z", b".123456789Z")]  # fmt: skip
     for some in ([GOOD], values[:2], values[:3], values):
-        decoded = JsonDecoder(SPEC).decode([records(some * 100)])
-        assert decoded.rows.num_rows == 100 * len(some)
+        for fast in (None, ArrowFastPath):
+            decoded = JsonDecoder(SPEC, fast).decode([records(some * 100)])
+            assert decoded.rows.num_rows == 100 * len(some)
 
 
 def test_another_fast_path_can_be_put_in():
