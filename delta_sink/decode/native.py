@@ -92,7 +92,7 @@ class NativeDecoder:
             MemoryError: there is not enough of it for the rows.
         """
         count = after - first
-        starts = np.ascontiguousarray(values.starts[first:after])
+        addresses = np.ascontiguousarray(values.addresses[first:after])
         lengths = np.ascontiguousarray(values.lengths[first:after])
         taken = np.empty(count, np.uint8)
         unknown = ctypes.c_int64()
@@ -103,9 +103,7 @@ class NativeDecoder:
             self._names,
             len(self._names),
             self._options,
-            values.joined,
-            len(values.joined),
-            starts.ctypes.data,
+            addresses.ctypes.data,
             lengths.ctypes.data,
             count,
             taken.ctypes.data,
@@ -147,7 +145,6 @@ def _library() -> ctypes.CDLL | None:
         *(ctypes.c_char_p, size),
         *(ctypes.c_char_p, size),
         ctypes.c_char_p,
-        *(ctypes.c_char_p, size),
         *(pointer, pointer, size),
         *(pointer, pointer, pointer),
     ]

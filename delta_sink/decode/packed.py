@@ -7,6 +7,7 @@ still in the processor's cache; what comes after works on one buffer and on arra
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import cast, overload
 
@@ -22,15 +23,17 @@ _NO_NULLS: Positions = np.empty(0, np.int64)
 class PackedValues(Sequence[bytes | None]):
     """A sequence of values (None is a tombstone) that holds no object for each of them.
 
-    `joined` has the values with a newline between each two, a tombstone as nothing at all;
     `lengths` has the bytes of each, 0 for a tombstone; `nulls` are the rising places of the
-    tombstones. A slice copies its bytes.
+    tombstones. A slice copies its bytes; several put together do so when they are asked for.
     """
 
-    __slots__ = ("_starts", "joined", "lengths", "nulls")
+    __slots__ = ("_joined", "_parts", "_starts", "lengths", "nulls")
 
-    def __init__(self, joined: bytes, lengths: Positions, nulls: Positions = _NO_NULLS) -> None:
-        self.joined = joined
+    def __init__(
+        self, joined: bytes | None, lengths: Positions, nulls: Positions = _NO_NULLS
+    ) -> None:
+        self._joined = joined
+        self._parts: Sequence[PackedValues] = ()
         self.lengths = lengths
         self.nulls = nulls
         self._starts: Positions | None = None
@@ -63,8 +66,26 @@ class PackedValues(Sequence[bytes | None]):
         if any(len(part.nulls) for part in packed):
             first = np.cumsum([0, *map(len, packed[:-1])])
             nulls = np.concatenate([p.nulls + at for p, at in zip(packed, first, strict=True)])
-        joined = b"\n".join([part.joined for part in packed])
-        return cls(joined, np.concatenate([part.lengths for part in packed]), nulls)
+        whole = cls(None, np.concatenate([part.lengths for part in packed]), nulls)
+        whole._parts = packed
+        return whole
+
+    @property
+    def joined(self) -> bytes:
+        """The values with a newline between each two, a tombstone as nothing at all."""
+        if self._joined is None:
+            self._joined = b"\n".join([part.joined for part in self._parts])
+        return self._joined
+
+    @property
+    def addresses(self) -> Positions:
+        """Where each value lies in the memory of this process, for as long as this object lives.
+
+        Parts that were put together are not moved for it.
+        """
+        if self._parts:
+            return np.concatenate([part.addresses for part in self._parts])
+        return self.starts + _address(self.joined)
 
     @property
     def starts(self) -> Positions:
@@ -85,7 +106,7 @@ class PackedValues(Sequence[bytes | None]):
     @property
     def size_bytes(self) -> int:
         """The bytes of all values together."""
-        return len(self.joined) - max(0, len(self.lengths) - 1)
+        return int(self.lengths.sum())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -129,3 +150,7 @@ class PackedValues(Sequence[bytes | None]):
 
     def __repr__(self) -> str:
         return f"PackedValues({len(self)} values, {self.size_bytes} bytes)"
+
+
+def _address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,6 +37,18 @@ def test_parts_are_joined_in_order(parts):
     whole = PackedValues.concatenated(parts)
     assert list(whole) == [value for part in parts for value in part]
     assert whole.nulls.tolist() == [i for i, value in enumerate(whole) if value is None]
+    assert whole.size_bytes == sum(len(value or b"") for part in parts for value in part)
+
+
+@given(st.lists(VALUES))
+def test_addresses_are_where_the_values_lie(parts):
+    whole = PackedValues.concatenated(parts)
+    for _ in range(2):  # asking for the bytes as one moves nothing
+        found = zip(whole.addresses.tolist(), whole.lengths.tolist(), strict=True)
+        assert [ctypes.string_at(at, size) for at, size in found] == [
+            value or b"" for part in parts for value in part
+        ]
+        assert whole.joined == b"\n".join(value or b"" for part in parts for value in part)
 
 
 @given(VALUES)

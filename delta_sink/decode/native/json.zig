@@ -28,7 +28,7 @@ const Answer = enum(i32) { decoded = 0, no_memory = 1 };
 const FIELDS_MAX = 256;
 const Seen = std.bit_set.StaticBitSet(FIELDS_MAX);
 
-/// Decode `count` records that lie in `text` at `starts`, each `lengths` bytes long.
+/// Decode `count` records that lie at `addresses`, each `lengths` bytes long.
 ///
 /// Afterwards `taken` has a 1 for each record that has a row in `out`, in order, and `unknown` the
 /// count of fields in them that the table does not have. `nodes[0]` is the row. Every array is the
@@ -39,9 +39,7 @@ export fn delta_sink_decode_json(
     names: [*]const u8,
     name_bytes: usize,
     options: *const Options,
-    text: [*]const u8,
-    text_bytes: usize,
-    starts: [*]const i64,
+    addresses: [*]const [*]const u8,
     lengths: [*]const i64,
     count: usize,
     taken: [*]u8,
@@ -56,8 +54,7 @@ export fn delta_sink_decode_json(
         nodes[0..node_count],
         names[0..name_bytes],
         options.*,
-        text[0..text_bytes],
-        starts[0..count],
+        addresses[0..count],
         lengths[0..count],
         taken[0..count],
         unknown,
@@ -75,8 +72,7 @@ fn decodeAll(
     nodes: []const columns.Node,
     names: []const u8,
     options: Options,
-    text: []const u8,
-    starts: []const i64,
+    addresses: []const [*]const u8,
     lengths: []const i64,
     taken: []u8,
     unknown: *i64,
@@ -86,7 +82,7 @@ fn decodeAll(
     const keys = try arena.allocator().create(scan.Keys);
     keys.count = 0;
     unknown.* = 0;
-    for (starts, lengths, taken) |start, length, *is_taken| {
+    for (addresses, lengths, taken) |address, length, *is_taken| {
         const rows = root.len;
         is_taken.* = 0;
         keys.count = 0;
@@ -95,7 +91,7 @@ fn decodeAll(
             .arena = arena.allocator(),
             .options = options,
             .cursor = .{
-                .text = text[@intCast(start)..][0..@intCast(length)],
+                .text = address[0..@intCast(length)],
                 .nesting_max = options.nesting_max,
                 .keys = keys,
             },
