@@ -64,7 +64,7 @@ def test_the_steps_of_the_build_make_an_environment_that_works(tmp_path):
             for name in sources:
                 source = ROOT / name
                 if source.is_dir():
-                    ignored = shutil.ignore_patterns("__pycache__")
+                    ignored = shutil.ignore_patterns("__pycache__", "*.so")  # `.dockerignore`
                     shutil.copytree(source, build / target, ignore=ignored)
                 else:
                     shutil.copy(source, build / target)
@@ -85,7 +85,9 @@ def test_the_steps_of_the_build_make_an_environment_that_works(tmp_path):
     libraries = (
         "import boto3, prometheus_client, opentelemetry.exporter.otlp.proto.grpc, delta_sink"
     )
-    subprocess.run([prefix / "bin" / "python", "-c", libraries], check=True, timeout=60, env=env)
+    compiled = "from delta_sink.decode.native import is_compiled; assert is_compiled()"
+    for code in (libraries, compiled):
+        subprocess.run([prefix / "bin" / "python", "-c", code], check=True, timeout=60, env=env)
     assert not (prefix / "bin" / "pip").exists()
     folders = {path.name for path in prefix.glob("lib/python*/site-packages/*-*.dist-info")}
     found = {_normal(name.removesuffix(".dist-info").rsplit("-", 1)) for name in folders}
