@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-long sim sim-minimise services lint types bench format schemas clean
+.PHONY: help install demo test test-fast test-long test-k8s sim sim-minimise services lint types bench format schemas clean
 
 help: ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ test-fast: $(STAMP) ## Run the tests that need no processes and no servers
 test-long: $(STAMP) ## Run every test, the long ones too
 	@$(BIN)/python -m tests.services install
 	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadgroup
+
+test-k8s: $(STAMP) ## Run the chart on a real Kubernetes API server, which is built once
+	@$(BIN)/python -m tests.services install-k8s
+	$(BIN)/python -m pytest -n 0 tests/k8s
 
 SEEDS ?= 2000
 SEED0 ?= 0

@@ -190,6 +190,14 @@ MATRIX = {
         lambda o: sorted(f["metadata"]["name"] for f in o if f["kind"] == "Deployment"),
         [f"{NAME}-compactor", f"{NAME}-vacuum"],
     ),
+    "maintenance alone has the account of the Job, the schedules and the test": (
+        {"writer/enabled": False, "schedules": [SCHEDULE]},
+        lambda o: (
+            {p["serviceAccountName"] for _, p in pods(o)}
+            - {f["metadata"]["name"] for f in o if f["kind"] == "ServiceAccount"}
+        ),
+        set(),
+    ),
     "resources": (
         {"writer/resources": {"limits": {"memory": "3Gi"}}},
         lambda o: container(o)["resources"]["limits"]["memory"],

@@ -1,6 +1,7 @@
-"""`python -m tests.services install | up`: the servers of the tests, for a developer.
+"""`python -m tests.services install | install-k8s | up`: the servers of the tests, for a developer.
 
-`install` fetches and builds what is not there yet. `up` starts all servers, prints the environment
+`install` fetches and builds what is not there yet, `install-k8s` Kubernetes, which alone
+`make test-k8s` and `make test-long` need. `up` starts all servers, prints the environment
 in which programs find them, and ends them on Ctrl-C.
 """
 
@@ -17,8 +18,11 @@ from tests.services.install import (
     CannotInstall,
     InstallFailed,
     cache,
+    custom_resources,
     delta_kernel,
+    etcd_binary,
     helm_binary,
+    kubernetes_programs,
     python_readers,
 )
 from tests.services.processes import ServerFailed
@@ -42,6 +46,18 @@ def install() -> int:
             missing += 1
             print(f"services: tests on {title} are skipped: {error}", flush=True)
     return 1 if missing and os.environ.get("CI") == "true" else 0
+
+
+def install_kubernetes() -> int:
+    """Return 0 when an API server can be started, or a sentence says why not."""
+    print(f"services: installed in {cache()}; Kubernetes takes ten minutes, once", flush=True)
+    for program in (helm_binary, etcd_binary, kubernetes_programs, custom_resources):
+        try:
+            program()
+        except CannotInstall as error:
+            print(f"services: tests on Kubernetes are skipped: {error}", flush=True)
+            return 0
+    return 0
 
 
 def up() -> int:
@@ -69,7 +85,7 @@ def up() -> int:
 
 def main() -> int:
     """Do what the argument says; an error is its sentence."""
-    commands = {"install": install, "up": up}
+    commands = {"install": install, "install-k8s": install_kubernetes, "up": up}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         print(f"usage: python -m tests.services {' | '.join(commands)}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,10 @@ GO_VERSION_MIN = (1, 24)
 GO_VERSION_MIN_HELM = (1, 26)
 INSTALL_S_MAX = 1800
 
+KUBERNETES_PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+
+# What a developer has set for work of his own has no part in it.
+_GO_ALONE = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
 _COPY_JARS = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
 
 
@@ -69,6 +74,50 @@ def helm_binary() -> Path:
     return _go_program("helm", "helm", "helm.sh/helm/v3/cmd/helm", GO_VERSION_MIN_HELM)
 
 
+def etcd_binary() -> Path:
+    """Return etcd, in which the API server of Kubernetes keeps its objects."""
+    return _go_program("etcd", "etcd", "go.etcd.io/etcd/server/v3", GO_VERSION_MIN_HELM)
+
+
+def kubernetes_programs() -> Path:
+    """Return the folder with kube-apiserver, kube-controller-manager, kube-scheduler, kubectl."""
+    version = kubernetes_version()
+    component = "k8s.io/component-base/version"
+    major, minor, _ = version.split(".")
+    flags = f"-X {component}.gitVersion=v{version}"  # without it the server says v0.0.0
+    flags += f" -X {component}.gitMajor={major} -X {component}.gitMinor={minor}"
+    packages = [f"k8s.io/kubernetes/cmd/{program}" for program in KUBERNETES_PROGRAMS]
+    folder = _go_built("kubernetes", "Kubernetes", packages, GO_VERSION_MIN_HELM, "", flags)
+    missing = [program for program in KUBERNETES_PROGRAMS if not (folder / program).exists()]
+    if missing:
+        raise InstallFailed(f"{folder} has no {missing}; remove it to install it again")
+    return folder
+
+
+def kubernetes_version() -> str:
+    """Return the version of Kubernetes that is pinned, such as 1.37.2."""
+    text = (PINNED / "kubernetes" / "go.mod").read_text(encoding="utf-8")
+    found = re.search(r"k8s\.io/kubernetes v(\d+\.\d+\.\d+)", text)
+    assert found is not None
+    return found[1]
+
+
+def custom_resources() -> Path:
+    """Return the folder with the definitions of the kinds that the chart has from elsewhere.
+
+    They are KEDA's and the Prometheus operator's own, taken out of their Go modules.
+    """
+    with _installation("crds") as (folder, fresh):
+        if fresh is not None:
+            require_go("a custom resource's module", GO_VERSION_MIN)
+            for pin in json.loads((PINNED / "crds" / "modules.json").read_text(encoding="utf-8")):
+                name = f"{pin['module']}@{pin['version']}"
+                told = _run(["go", "mod", "download", "-json", name], fresh, _GO_ALONE)
+                shutil.copy(Path(json.loads(told)["Dir"]) / pin["path"], fresh)
+        verify(fresh or folder, PINNED / "crds" / "files.sha256")
+    return folder
+
+
 def delta_kernel() -> list[str]:
     """Return the command that reads a table with Delta Kernel for Java: `KernelReader.java`."""
     require_java("Delta Kernel")
@@ -90,15 +139,33 @@ def python_readers() -> Path:
 
 
 def _go_program(name: str, what: str, package: str, version_min: tuple[int, int]) -> Path:
+    return _go_built(name, what, [package], version_min, name, "") / name
+
+
+def _go_built(
+    name: str,
+    what: str,
+    packages: Sequence[str],
+    version_min: tuple[int, int],
+    output: str,
+    flags: str,
+) -> Path:
+    """Return the folder with the programs; without `output` each has its package's name."""
     with _installation(name) as (folder, fresh):
         if fresh is not None:
             require_go(what, version_min)
             for pin in ("go.mod", "go.sum"):
                 shutil.copy(PINNED / name / pin, fresh)
-            command = ["go", "build", "-mod=readonly", "-trimpath", "-ldflags=-s -w"]
-            command += ["-o", str(fresh / name), package]
-            _run(command, fresh, {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"})
-    return folder / name
+            command = [
+                "go",
+                "build",
+                "-mod=readonly",
+                "-trimpath",
+                f"-ldflags=-s -w {flags}".strip(),
+            ]
+            command += ["-o", f"{fresh}/{output}", *packages]
+            _run(command, fresh, _GO_ALONE)
+    return folder
 
 
 def require_java(what: str) -> None:
@@ -196,8 +263,8 @@ def _pins_digest(name: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def _run(command: list[str], folder: Path, env: dict[str, str]) -> None:
-    """Run an installation step at low priority; its output matters only when it fails."""
+def _run(command: list[str], folder: Path, env: dict[str, str]) -> str:
+    """Return what an installation step printed; it is run at low priority."""
     nice = ["nice", "-n", "10"] if shutil.which("nice") else []
     try:
         done = subprocess.run(
@@ -216,3 +283,4 @@ def _run(command: list[str], folder: Path, env: dict[str, str]) -> None:
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
         raise InstallFailed(f"{' '.join(command[:2])} failed with {done.returncode}:\n{tail}")
+    return done.stdout

@@ -1,5 +1,5 @@
-{{/* Deployment, service account and disruption budget of one component; of: root, component,
-     values, scaled (whether somebody else decides the number of replicas). */}}
+{{/* Deployment and disruption budget of one component; of: root, component, values, scaled (whether
+     somebody else decides the number of replicas). */}}
 {{- define "delta-sink.worker" -}}
 {{- $name := printf "%s-%s" (include "delta-sink.fullname" .root) .component -}}
 {{- $port := include "delta-sink.port" .root -}}
@@ -61,21 +61,6 @@ spec:
           lifecycle:
             preStop:
               exec: {command: [sleep, "2"]}
-{{- if .values.serviceAccount.create }}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata:
-  name: {{ include "delta-sink.serviceAccount" . }}
-  namespace: {{ .root.Release.Namespace }}
-  labels:
-    {{- include "delta-sink.labels" . | nindent 4 }}
-  {{- with .values.serviceAccount.annotations }}
-  annotations:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-automountServiceAccountToken: false
-{{- end }}
 {{- if .values.podDisruptionBudget.enabled }}
 ---
 apiVersion: policy/v1
@@ -90,5 +75,23 @@ spec:
   selector:
     matchLabels:
       {{- include "delta-sink.selector" . | nindent 6 }}
+{{- end }}
+{{- end -}}
+
+{{/* The service account of one component, if one is made; of: root, component, values. */}}
+{{- define "delta-sink.account" -}}
+{{- if .values.serviceAccount.create -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ include "delta-sink.serviceAccount" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "delta-sink.labels" . | nindent 4 }}
+  {{- with .values.serviceAccount.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+automountServiceAccountToken: false
 {{- end }}
 {{- end -}}
