@@ -561,6 +561,26 @@ WRONG = {
         {"writer/terminationGracePeriodSeconds": 27},
         "writer.terminationGracePeriodSeconds: 27 is less than shutdown.grace_ms",
     ),
+    "a label that is the chart's": (
+        {"commonLabels": {"app.kubernetes.io/component": "x"}},
+        "commonLabels: the chart sets app.kubernetes.io/component itself",
+    ),
+    "a monitor's label that is the chart's": (
+        {"podMonitor/labels": {"helm.sh/chart": "x"}},
+        "podMonitor.labels: the chart sets helm.sh/chart itself",
+    ),
+    "a monitor's label that everything has": (
+        {"podMonitor/labels": {"team": "x"}, "commonLabels": {"team": "lake"}},
+        "podMonitor.labels: team stands in commonLabels, too",
+    ),
+    "the checksum": (
+        {"podAnnotations": {"checksum/config": "x"}},
+        "podAnnotations: the chart sets checksum/config itself",
+    ),
+    "two schedules of one name": (
+        {"schedules": [SCHEDULE, SCHEDULE]},
+        "schedules: two have the name nightly",
+    ),
     "more grace than time to stop": (
         {"config/shutdown": {"grace_ms": 120_000}},
         "writer.terminationGracePeriodSeconds: 60 is less than",

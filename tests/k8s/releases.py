@@ -72,9 +72,13 @@ class Releases:
 
     def attempt(self, verb: str, values: Object, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `install`, `upgrade` or `template` with these values."""
+        return self.helm(verb, RELEASE, str(CHART), "--values", self.write(values), *words)
+
+    def write(self, values: Object) -> str:
+        """Return the path of a file with these values, for the next command."""
         path = self._folder / "values.yaml"
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return self.helm(verb, RELEASE, str(CHART), "--values", str(path), *words)
+        return str(path)
 
     def rendered(self, values: Object) -> list[str]:
         """Return the texts of the objects, as the chart writes them for this API server."""

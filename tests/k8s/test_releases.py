@@ -12,7 +12,7 @@ import json
 import pytest
 import yaml
 
-from tests.chart.rendering import NAME, RELEASE, laid_over, one, whole_values
+from tests.chart.rendering import CHART, NAME, RELEASE, laid_over, one, whole_values
 from tests.chart.test_page import VALUES as PAGE
 from tests.k8s.releases import Releases, differences, refusal, templates
 from tests.services.kube_api import place
@@ -135,6 +135,16 @@ def test_the_values_of_the_page_are_installed(releases):
     releases.install(PAGE[0])
     _check_taken(releases, PAGE[0])
     assert len(releases.ready("writer")) == 3
+
+
+def test_a_release_with_the_longest_name_is_installed(releases):
+    """Helm takes 53 letters; a CronJob's name has 52 of them at most."""
+    longest = SCHEDULES[0] | {"name": "ten-letter"}
+    path = releases.write(laid_over(whole_values(), {"schedules": [longest]}))
+    name = "n" * 53
+    done = releases.helm("install", name, str(CHART), "--values", path, "--wait")
+    assert done.returncode == 0, done.stderr
+    assert releases.helm("uninstall", name).returncode == 0
 
 
 def _make_file(releases: Releases) -> None:

@@ -16,6 +16,7 @@
 {{- fail (printf "%s.terminationGracePeriodSeconds: %v is less than shutdown.grace_ms and the pause before it need: %d" $component $group.terminationGracePeriodSeconds $grace_s) -}}
 {{- end -}}
 {{- end -}}
+{{- include "delta-sink.validateNames" . -}}
 {{- range $values.env -}}
 {{- if and (hasKey . "value") (regexMatch "PASSWORD|SECRET|TOKEN|PRIVATE_KEY" .name) -}}
 {{- fail (printf "env: %s looks like a secret and stands there as plain text; use valueFrom.secretKeyRef or envFrom" .name) -}}
@@ -24,6 +25,35 @@
 {{- if not $values.existingConfigMap -}}
 {{- include "delta-sink.validateConfig" . -}}
 {{- include "delta-sink.validateSecrets" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A key that is there twice is refused by a strict API server, and by others taken as either. */}}
+{{- define "delta-sink.validateNames" -}}
+{{- $own := include "delta-sink.labels" (dict "root" (dict "Values" dict "Release" .Release "Chart" .Chart) "component" "any") | fromYaml -}}
+{{- $common := .Values.commonLabels | default dict -}}
+{{- $monitor := .Values.podMonitor.labels | default dict -}}
+{{- range $group, $labels := dict "commonLabels" $common "podMonitor.labels" $monitor -}}
+{{- range $key := keys $labels | sortAlpha -}}
+{{- if hasKey $own $key -}}
+{{- fail (printf "%s: the chart sets %s itself" $group $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $key := keys $monitor | sortAlpha -}}
+{{- if hasKey $common $key -}}
+{{- fail (printf "podMonitor.labels: %s stands in commonLabels, too; give it in one of them" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey (.Values.podAnnotations | default dict) "checksum/config" -}}
+{{- fail "podAnnotations: the chart sets checksum/config itself" -}}
+{{- end -}}
+{{- $names := dict -}}
+{{- range $schedule := .Values.schedules -}}
+{{- if hasKey $names $schedule.name -}}
+{{- fail (printf "schedules: two have the name %s" $schedule.name) -}}
+{{- end -}}
+{{- $_ := set $names $schedule.name true -}}
 {{- end -}}
 {{- end -}}
 
