@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -84,8 +85,8 @@ class Releases:
         """Return the texts of the objects, as the chart writes them for this API server."""
         done = self.attempt("template", values, "--kube-version", self.kubernetes.version)
         assert done.returncode == 0, done.stderr
-        texts = done.stdout.split("\n---\n")
-        return [text.removeprefix("---\n") for text in texts if yaml.safe_load(text)]
+        texts = re.split(r"^---\n", done.stdout, flags=re.MULTILINE)
+        return [text for text in texts if yaml.safe_load(text)]
 
     def objects(self, values: Object) -> list[Object]:
         """Return the objects of `rendered`."""

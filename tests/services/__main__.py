@@ -50,7 +50,7 @@ def install() -> int:
 
 def install_kubernetes() -> int:
     """Return 0 when an API server can be started, or a sentence says why not."""
-    print(f"services: installed in {cache()}; Kubernetes takes ten minutes, once", flush=True)
+    print(f"services: installed in {cache()}; Kubernetes takes its time, once", flush=True)
     for program in (helm_binary, etcd_binary, kubernetes_programs, custom_resources):
         try:
             program()

@@ -26,7 +26,7 @@ CACHE_VARIABLE = "DELTA_SINK_SERVICES_CACHE"
 JAVA_VERSION_MIN = 17
 GO_VERSION_MIN = (1, 24)
 GO_VERSION_MIN_HELM = (1, 26)
-INSTALL_S_MAX = 1800
+INSTALL_S_MAX = 3600
 
 KUBERNETES_PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 
