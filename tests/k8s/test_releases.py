@@ -237,7 +237,7 @@ def test_a_field_that_is_none_is_found_in_every_kind(releases, texts):
         ("NetworkPolicy", "ingress:", "ingres:"),
         ("PodDisruptionBudget", "maxUnavailable:", "maxUnavailble:"),
         ("ScaledObject", "cooldownPeriod:", "coolDownPeriod:"),
-        ("PodMonitor", "interval:", "intervall:"),
+        ("PodMonitor", "interval:", "intervals:"),
     ],
 )
 def test_a_misspelt_field_is_found(releases, texts, kind, written, planted):
