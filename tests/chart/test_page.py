@@ -61,14 +61,24 @@ def test_commands_name_the_chart_the_release_and_its_workers(helm):
     assert len(LINES) >= 6
     for words in LINES:
         assert words[0] in ("helm", "kubectl"), words
+        if words[2] == "namespace":
+            assert words[3] == "lake"
+            continue
         assert words[words.index("--namespace") + 1] == "lake"
         if words[0] == "helm":
-            assert words[1] in ("install", "upgrade", "test")
+            assert words[1] in ("install", "upgrade", "test", "uninstall")
             assert words[2] == RELEASE
-            assert words[3] == str(CHART.relative_to(ROOT)) or words[1] == "test"
+            assert words[3] == str(CHART.relative_to(ROOT)) or words[1] in ("test", "uninstall")
             continue
         if "create" in words:
-            assert words[words.index("create") + 1] in ("role", "rolebinding")
+            made = words[words.index("create") + 1 :]
+            if made[0] == "secret":
+                assert made[2] in {v["secret"]["secretName"] for v in VALUES[0]["extraVolumes"]}
+            else:
+                assert made[0] in ("role", "rolebinding")
+            continue
+        if "delete" in words:
+            assert one(objects, "Pod", words[words.index("pod") + 1])
             continue
         (target,) = [word for word in words if word.startswith(("deploy/", "deployment/"))]
         assert target.partition("/")[2] in names

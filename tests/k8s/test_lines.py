@@ -16,7 +16,7 @@ import yaml
 
 from tests.chart.rendering import NAME, RELEASE, ROOT, laid_over, whole_values
 from tests.chart.test_page import VALUES
-from tests.k8s.releases import Releases, open_namespace, wait_until
+from tests.k8s.releases import POLICY, Releases, open_namespace, wait_until
 from tests.services.install import helm_binary
 
 LINE = re.compile(r"^ *((?:helm|kubectl) .*)$", re.MULTILINE)
@@ -36,7 +36,7 @@ def lines_of(page: str) -> list[list[str]]:
 
 def installer_lines() -> list[list[str]]:
     """Return the lines of docs/helm.md that give somebody the right to install."""
-    return [words for words in lines_of("docs/helm.md") if "create" in words]
+    return [words for words in lines_of("docs/helm.md") if {"role", "rolebinding"} & set(words)]
 
 
 def reaches_a_container(words: list[str]) -> bool:
@@ -84,25 +84,36 @@ class Desk:
 
 @pytest.fixture
 def desk(kubernetes, tmp_path):
-    """Return the desk; the namespace is that of the docs, and is removed at the end."""
-    open_namespace(kubernetes, "lake")
+    """Return the desk; the namespace of the docs is removed at the end."""
     yield Desk(kubernetes, "lake", tmp_path)
-    kubernetes.run([str(helm_binary()), "uninstall", RELEASE, "-n", "lake", "--ignore-not-found"])
-    done = kubernetes.kubectl("delete", "namespace", "lake", "--timeout", "60s")
+    done = kubernetes.kubectl(
+        "delete", "namespace", "lake", "--ignore-not-found", "--timeout", "60s"
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_lines_of_the_page_do_what_they_say(desk):
     desk.write("values.yaml", VALUES[0])
+    (desk.folder / "kafka-password").write_text("hunter2")
     followed = lines_of("docs/helm.md")
-    for words in followed:
+    releases = Releases(desk.kubernetes, desk.namespace, desk.folder)
+    removal = [words for words in followed if {"uninstall", "delete"} & set(words)]
+    assert followed[-2:] == removal
+    for words in followed[:-2]:
         desk.follow(words)
-    assert sum(not reaches_a_container(words) for words in followed) >= 6
-    listed = desk.run(["helm", "list", "--namespace", "lake"])
-    assert RELEASE in listed
+    assert sum(not reaches_a_container(words) for words in followed) >= 8
+    assert RELEASE in desk.run(["helm", "list", "--namespace", "lake"])
+    labels = desk.kubernetes.api.done("GET", "api/v1/namespaces/lake")["metadata"]["labels"]
+    assert labels[POLICY] == "restricted"
+    assert ("Pod", f"{NAME}-test") in releases.left()
+    desk.follow(removal[0])
+    wait_until(lambda: releases.left() == [("Pod", f"{NAME}-test")], "helm leaves its test's pod")
+    desk.follow(removal[1])
+    wait_until(lambda: releases.left() == [], "nothing of the release is left")
 
 
 def test_the_lines_of_the_chart_s_readme_do_what_they_say(desk):
+    open_namespace(desk.kubernetes, "lake")
     desk.write("orders.yaml", whole_values())
     followed = lines_of("helm/delta-sink/README.md")
     assert [words[1] for words in followed] == ["install", "test"]

@@ -114,6 +114,15 @@ def test_what_an_autoscaler_decided_stays(releases):
     assert deployment(releases, "writer")["spec"]["replicas"] == 5
 
 
+def test_a_release_that_is_handed_to_an_autoscaler_begins_with_one(releases):
+    values = laid_over(whole_values(), THREE)
+    releases.install(values)
+    changed = laid_over(values, {"writer/replicas": None, "keda/enabled": True})
+    releases.upgrade(changed)
+    assert deployment(releases, "writer")["spec"]["replicas"] == 1
+    assert deployment(releases, "compactor")["spec"]["replicas"] == 3
+
+
 # --- drains -------------------------------------------------------------------------------------
 
 
