@@ -106,6 +106,14 @@ SETS = {
     "maintenance alone": {"writer/enabled": False, "schedules": SCHEDULES},
     "a file that is there": {"config": None, "existingConfigMap": "mine"},
 }
+WORKERS = ("writer", "compactor", "vacuum")
+# Where an object says which pods are its own.
+SELECTORS = {
+    "Deployment": "selector",
+    "PodDisruptionBudget": "selector",
+    "NetworkPolicy": "podSelector",
+}
+
 _BORNE_BY_ALL = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 CHANGE = {"image/tag": "0.2.0", "podAnnotations": {"example.com/change": "1"}}
 
@@ -137,6 +145,34 @@ def test_the_values_of_the_page_are_installed(releases):
     releases.install(PAGE[0])
     _check_taken(releases, PAGE[0])
     assert len(releases.ready("writer")) == 3
+
+
+def test_two_releases_of_one_namespace_leave_each_other_alone(releases):
+    """One release is one sink, and there are many sinks: nothing of one selects a pod of another."""
+    other = laid_over(whole_values(), {"config/name": "payments", "networkPolicy/enabled": True})
+    releases.install(laid_over(whole_values(), {"networkPolicy/enabled": True}))
+    before = {uid for worker in WORKERS for uid in releases.pods(worker)}
+    words = ["--values", releases.write(other), "--wait", "--timeout", "60s"]
+    done = releases.helm("install", "payments", str(CHART), *words)
+    assert done.returncode == 0, done.stderr
+    both = {uid for worker in WORKERS for uid in releases.pods(worker)}
+    assert before < both
+    selected = 0
+    for kind, path in SELECTORS.items():
+        for found in releases.api.items(kind, releases.namespace):
+            selector = found["spec"][path]["matchLabels"]
+            query = ",".join(f"{label}={value}" for label, value in selector.items())
+            taken = releases.api.items("Pod", releases.namespace, labelSelector=query)
+            owner = found["metadata"]["labels"]["app.kubernetes.io/instance"]
+            owners = {pod["metadata"]["labels"]["app.kubernetes.io/instance"] for pod in taken}
+            assert owners == {owner}, (kind, found["metadata"]["name"])
+            selected += 1
+    assert selected == 2 * (3 + 3 + 1)
+    assert releases.helm("uninstall", "payments").returncode == 0
+    wait_until(
+        lambda: {uid for worker in WORKERS for uid in releases.pods(worker)} == before,
+        "the pods of the one release, and no other",
+    )
 
 
 def test_a_release_with_the_longest_name_is_installed(releases):

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -134,7 +135,7 @@ class Kubernetes:
         command += ["--listen-client-urls", client, "--advertise-client-urls", client]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         command += ["--initial-cluster", f"one={peer}", "--log-level", "warn", "--unsafe-no-fsync"]
-        ready = lambda: answers(port, "/health")  # noqa: E731  # one question, asked in one place
+        ready = partial(answers, port, "/health")
         return NativeServer("etcd", command, folder=self._folder, ready=ready)
 
     def _api_server(self, etcd_port: int) -> NativeServer:
