@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from delta_sink.telemetry import METRICS, Metric
+from delta_sink.telemetry import METRICS, TAGS, Metric
 from tests.unit.test_docs import PAGES, ROOT, TEXTS
 
 SERIES = re.compile(r"delta_sink_[a-z_]*[a-z]")
@@ -18,6 +18,7 @@ GROUPING = re.compile(r"\b(?:by|without) \(([^)]*)\)")
 COUNTED = re.compile(r"\b(?:rate|irate|increase)\((delta_sink_[a-z_]*[a-z])")
 
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": (), "gauge": ()}
+LISTED = ("stage", "state", "dependency", "size", "lease", "outcome", "verb", "command")
 BY_NAME = {metric.name: metric for metric in METRICS.values()}
 
 
@@ -48,6 +49,10 @@ def fault(expression: str) -> str:
         named = re.findall(r"(\w+) *(?:=~|!~|!=|=)", match[2] or "")
         if set(named) - own:
             return f"{metric.name} has no label {sorted(set(named) - own)}"
+        for label, value in re.findall(r'(\w+) *!?= *"([^"]*)"', match[2] or ""):
+            # The sentence of a tag that has few values names all of them.
+            if label in LISTED and value not in re.findall(r"[\w-]+", TAGS[label]):
+                return f"{label} of {metric.name} is never {value}"
         if metric.kind == "histogram" and not suffix:
             return f"{metric.name} is a histogram: say which of its series"
         if match[3] and metric.kind == "gauge":
@@ -89,6 +94,7 @@ def test_an_expression_fits_the_metrics(expression):
         ("delta_sink_table_file > 1", "declares no delta_sink_table_file"),
         ("rate(delta_sink_table_version_sum[1h]) > 1", "a gauge has no _sum"),
         ('delta_sink_table_version{topic="a"} > 1', "has no label ['topic']"),
+        ('delta_sink_table_files{size="tiny"} > 1', "size of delta_sink_table_files is never tiny"),
         ("sum by (worker) (delta_sink_table_version) > 1", "groups by ['worker']"),
         ("increase(delta_sink_table_files[1h]) > 1", "goes up and down"),
         ("delta_sink_dead_letters_total > 1", "only rises"),
