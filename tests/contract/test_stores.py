@@ -79,7 +79,8 @@ def bucket(s3_endpoint):
 
 @pytest.mark.process
 class TestS3(StoreContract):
-    RACES = 10
+    # This server looks and writes in two steps: two may win. MinIO races in `tests/real`.
+    test_threads_race_and_one_wins = None
 
     @pytest.fixture
     def store(self, bucket, s3_options):
