@@ -59,7 +59,7 @@ lint: $(STAMP) ## Check style and spelling
 types: $(STAMP) ## Check types (mypy strict)
 	$(BIN)/mypy
 
-bench: $(STAMP) ## Measure the commit path and the drain of a backlog, as ratios within one run
+bench: $(STAMP) ## Measure the commit path, drains, compaction and small files, as ratios within one run
 	$(BIN)/python -m benchmarks
 
 format: $(STAMP) ## Format the code

@@ -2,6 +2,7 @@
 
 Tables go to a folder of their own below the system's temporary folder, or below `--dir`, and are
 removed at the end. Whoever wants to know about fsync names a folder on the disk in question.
+`--plots` names a folder for the figures that a benchmark draws, each with what it was drawn from.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 
 import deltalake
 import pyarrow as pa
 from rich.console import Console
 
-from benchmarks import commit_path, compaction, drain, fsync, scale_out, telemetry
+from benchmarks import commit_path, compaction, drain, fsync, scale_out, small_files, telemetry
 from benchmarks.report import WIDTH, show
 
 Result = (
@@ -28,47 +32,64 @@ Result = (
     | drain.Drain
     | compaction.Compaction
     | scale_out.ScaleOut
+    | small_files.SmallFiles
     | telemetry.Cost
 )
 Say = Callable[[str], None]
 
 
-def _commit_path(is_quick: bool, folder: str, say: Say) -> Result:
-    shape = commit_path.Shape.quick() if is_quick else commit_path.Shape()
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a run is wanted to be; `minutes` is for benchmarks that take time by design."""
+
+    is_quick: bool
+    minutes: float | None
+
+
+def _commit_path(length: Length, folder: str, say: Say) -> Result:
+    shape = commit_path.Shape.quick() if length.is_quick else commit_path.Shape()
     return commit_path.run(shape, folder, say)
 
 
-def _fsync(is_quick: bool, folder: str, say: Say) -> Result:
-    shape = fsync.Shape.quick() if is_quick else fsync.Shape()
+def _fsync(length: Length, folder: str, say: Say) -> Result:
+    shape = fsync.Shape.quick() if length.is_quick else fsync.Shape()
     return fsync.run(shape, folder, say)
 
 
-def _drain(is_quick: bool, folder: str, say: Say) -> Result:
-    shape = drain.Shape.quick() if is_quick else drain.Shape()
+def _drain(length: Length, folder: str, say: Say) -> Result:
+    shape = drain.Shape.quick() if length.is_quick else drain.Shape()
     return drain.run(shape, folder, say)
 
 
-def _compaction(is_quick: bool, folder: str, say: Say) -> Result:
-    shape = compaction.Shape.quick() if is_quick else compaction.Shape()
+def _compaction(length: Length, folder: str, say: Say) -> Result:
+    shape = compaction.Shape.quick() if length.is_quick else compaction.Shape()
     return compaction.run(shape, folder, say)
 
 
-def _scale_out(is_quick: bool, folder: str, say: Say) -> Result:
-    shape = compaction.Shape.quick() if is_quick else compaction.Shape()
+def _scale_out(length: Length, folder: str, say: Say) -> Result:
+    shape = compaction.Shape.quick() if length.is_quick else compaction.Shape()
     return scale_out.run(shape, folder, say)
 
 
-def _telemetry(is_quick: bool, folder: str, say: Say) -> Result:
-    shape = telemetry.Shape.quick() if is_quick else telemetry.Shape()
+def _small_files(length: Length, folder: str, say: Say) -> Result:
+    shape = small_files.Shape.quick() if length.is_quick else small_files.Shape()
+    if length.minutes is not None:
+        shape = small_files.Shape.of(length.minutes)
+    return small_files.run(shape, folder, say)
+
+
+def _telemetry(length: Length, folder: str, say: Say) -> Result:
+    shape = telemetry.Shape.quick() if length.is_quick else telemetry.Shape()
     return telemetry.run(shape, folder, say)
 
 
-BENCHMARKS: dict[str, Callable[[bool, str, Say], Result]] = {
+BENCHMARKS: dict[str, Callable[[Length, str, Say], Result]] = {
     "commit_path": _commit_path,
     "fsync": _fsync,
     "drain": _drain,
     "compaction": _compaction,
     "scale_out": _scale_out,
+    "small_files": _small_files,
     "telemetry": _telemetry,
 }
 
@@ -89,12 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     begun_s = monotonic()
     before = _load()
+    length = Length(options.quick, options.minutes)
     results = [
-        _run(name, options.quick, options.dir)
-        for name in dict.fromkeys(options.names or BENCHMARKS)
+        _run(name, length, options.dir) for name in dict.fromkeys(options.names or BENCHMARKS)
     ]
     environment = {**_environment(), "load_before": before, "load_after": _load()}
     environment["duration_s"] = round(monotonic() - begun_s, 1)
+    if options.plots:
+        _draw(results, environment, Path(options.plots))
     if options.json:
         document = {"environment": environment, "results": [r.as_json() for r in results]}
         print(json.dumps(document, indent=2))
@@ -112,12 +135,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="seconds, to see that it works")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--dir", help="make the tables below this folder")
+    parser.add_argument("--minutes", type=float, help="how long small_files runs, by default 10")
+    parser.add_argument("--plots", help="draw figures into this folder")
     return parser
 
 
-def _run(name: str, is_quick: bool, below: str | None) -> Result:
+def _run(name: str, length: Length, below: str | None) -> Result:
     with tempfile.TemporaryDirectory(prefix="delta-sink-bench-", dir=below) as folder:
-        return BENCHMARKS[name](is_quick, folder, lambda text: _say(f"{name}: {text}"))
+        return BENCHMARKS[name](length, folder, lambda text: _say(f"{name}: {text}"))
+
+
+def _draw(results: Sequence[Result], environment: dict[str, object], folder: Path) -> None:
+    """Write the figure of each benchmark that has one, and what it was drawn from beside it."""
+    for result in results:
+        if isinstance(result, small_files.SmallFiles):
+            document = {"environment": environment, **result.as_json()}
+            path = folder / "small-files.svg"
+            path.write_text(result.plot(), encoding="utf-8")
+            path.with_suffix(".json").write_text(_compact(document), encoding="utf-8")
+
+
+def _compact(document: dict[str, object]) -> str:
+    """Return JSON with one line for each sample, as people compare them."""
+    text = json.dumps(document, indent=1)
+    return re.sub(r"\{[^{}]*(?:\{[^{}]*\})[^{}]*\}", _joined, text) + "\n"
+
+
+def _joined(match: re.Match[str]) -> str:
+    return re.sub(r"\s*\n\s*", " ", match[0])
 
 
 def _say(text: str) -> None:

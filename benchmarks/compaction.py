@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Final
 
 import numpy as np
@@ -25,6 +23,7 @@ import yaml
 from deltalake import DeltaTable
 
 from benchmarks.appender import AUTHOR, SEED, table_log
+from benchmarks.usage import usage_of
 from delta_sink.append import store_files
 from delta_sink.delta.actions import Add
 from delta_sink.delta.commit import commit
@@ -192,18 +191,9 @@ def _run_on_copy(name: str, original: Path, copy: Path, shape: Shape) -> Run:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(original, copy, copy_function=os.link)
     command = _ours(copy, shape) if name == OURS else _theirs(copy, shape)
-    begun_s = perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, cwd=copy.parent
-    )  # our own command line
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    duration_s = perf_counter() - begun_s
-    assert process.returncode == 0, f"{name} ended with {process.returncode}"
+    usage = usage_of(command)
     files, off_target = left(copy, shape)
-    cpu_s = usage.ru_utime + usage.ru_stime
-    peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Run(duration_s, cpu_s, peak_bytes, files, off_target)
+    return Run(usage.duration_s, usage.cpu_s, usage.peak_bytes, files, off_target)
 
 
 def _ours(table: Path, shape: Shape) -> list[str]:

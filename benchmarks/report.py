@@ -27,13 +27,15 @@ from benchmarks.drain import Point as DrainPoint
 from benchmarks.fsync import OFF, ON, Fsync
 from benchmarks.lanes import Timings
 from benchmarks.scale_out import EXPECTED_RATIO_MAX, ScaleOut
+from benchmarks.small_files import SINKS, WITH, WITHOUT, SmallFiles
 from benchmarks.telemetry import EXPECTED_COST_MAX, HALF_WIDTH_MAX, Cost
 
 WIDTH = 100
 
 
 def show(
-    result: CommitPath | Fsync | Drain | Compaction | ScaleOut | Cost, console: Console
+    result: CommitPath | Fsync | Drain | Compaction | ScaleOut | SmallFiles | Cost,
+    console: Console,
 ) -> None:
     """Print `result`."""
     match result:
@@ -48,6 +50,8 @@ def show(
             _show_compaction(result, console)
         case ScaleOut():
             _show_scale_out(result, console)
+        case SmallFiles():
+            _show_small_files(result, console)
         case Cost():
             _show_telemetry(result, console)
 
@@ -192,6 +196,43 @@ def _show_scale_out(result: ScaleOut, console: Console) -> None:
     console.print(
         f"two by one: {result.ratio:.2f}x  {verdict(result.ratio, at_most=EXPECTED_RATIO_MAX)}\n"
     )
+
+
+def _show_small_files(result: SmallFiles, console: Console) -> None:
+    minutes = result.shape.minutes
+    console.print(
+        f"small files: {result.rows:,} rows in {minutes:g} minutes; every row is in both tables "
+        "exactly once",
+        style="bold",
+    )
+    table = _table(
+        "s", "", "files", "files in\nthe folder", "entries since\ncheckpoint", *result.engines
+    )
+    samples = result.samples
+    step = max(1, len(samples[WITH]) // 10)
+    for with_it, without in list(zip(samples[WITH], samples[WITHOUT], strict=True))[::-step][::-1]:
+        for name, sample in ((WITH, with_it), (WITHOUT, without)):
+            table.add_row(
+                f"{sample.at_s:,.0f}",
+                name,
+                f"{sample.files_live:,}",
+                f"{sample.files_stored:,}",
+                f"{sample.since_checkpoint:,}",
+                *(f"{sample.scan_s[engine]:.3f} s" for engine in result.engines),
+            )
+        table.add_section()
+    console.print(table)
+    for name in SINKS:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in result.operations[name].items())
+        console.print(
+            f"{name}: {result.appends_per_s(name):.1f} appends a second; in the log: {kinds}"
+        )
+    for engine in result.engines:
+        console.print(
+            f"a scan by {engine}, without maintenance by with it: {result.scan_ratio(engine):.1f}x "
+            "in the last quarter (medians)"
+        )
+    console.print(f"scans that were repeated as a file was vacuumed: {result.scans_repeated}\n")
 
 
 def _show_drain(result: Drain, console: Console) -> None:

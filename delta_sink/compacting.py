@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
+import pyarrow as pa
+
 from delta_sink.control import Checkpoint, Command, Compact, Outcome, Part, encode_command
 from delta_sink.control_client import ControlClient, newer_outcomes, recent_offsets
 from delta_sink.delta.checkpoint_write import write_checkpoint
@@ -191,6 +193,9 @@ def plan_compaction_of(upkeep: Upkeep, args: Compact, part: Part | None) -> Comp
             continue  # The checkpoint was cleaned up under us: there is a newer one.
         now_ms = log.clock.wall_ms()
         bins = plan_bins(files, layout.partition_by, policy, now_ms=now_ms, where=where)
+        del snapshot, files
+        # What planning took would stay in the process beside what rewriting takes.
+        pa.default_memory_pool().release_unused()
         return CompactionPlan(state, layout, policy, _by_slot(bins, layout.partition_by, part))
     raise TableRefused("checkpoints came and went faster than they could be read: try again")
 

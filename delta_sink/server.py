@@ -19,7 +19,6 @@ from delta_sink import telemetry as declared
 from delta_sink.adapters.exposition import CONTENT_TYPE, Exposition, with_gauges
 from delta_sink.adapters.health import HealthCheck
 from delta_sink.adapters.http_server import Answer, HttpServer
-from delta_sink.adapters.kafka_admin import KafkaBroker
 from delta_sink.adapters.logs import Snapshot
 from delta_sink.adapters.watched import WatchedConsumer
 from delta_sink.claim import Source
@@ -160,6 +159,8 @@ class Station:
 
     def _ask_broker(self) -> Callable[[], None]:
         """Return the question to the brokers; its client is its own, used by one thread."""
+        from delta_sink.adapters.kafka_admin import KafkaBroker  # see `wiring`
+
         settings = self._parts.settings
         broker = KafkaBroker(
             settings.kafka,

@@ -7,11 +7,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
-from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
-from delta_sink.adapters.kafka_creation import ensure_topics
-from delta_sink.adapters.kafka_reader import Served, read_offsets
 from delta_sink.adapters.logs import LogTelemetry
 from delta_sink.adapters.metered import MeteredStore
 from delta_sink.adapters.objectstore import StorageOptions, open_store
@@ -48,6 +45,12 @@ from delta_sink.scheduler import schedule
 from delta_sink.settings import Settings
 from delta_sink.view import table_spec
 from delta_sink.writer import Writer
+
+if TYPE_CHECKING:
+    # librdkafka is loaded where it is needed: what runs `--once` never is.
+    from delta_sink.adapters.kafka import KafkaConsumer
+    from delta_sink.adapters.kafka_admin import KafkaBroker
+    from delta_sink.adapters.kafka_reader import Served
 
 JOB_THREADS = 8
 PROBE_TRIES_MAX = 12
@@ -154,6 +157,8 @@ def _secrets(settings: Settings) -> list[str]:
 
 def make_broker(parts: Parts) -> KafkaBroker:
     """Return the questions to the brokers."""
+    from delta_sink.adapters.kafka_admin import KafkaBroker
+
     with_ids = parts.settings.source.topic_ids == "required"
     return KafkaBroker(parts.settings.kafka, with_ids, telemetry=parts.telemetry)
 
@@ -186,6 +191,8 @@ def create_locks(settings: Settings) -> None:
 
 def create_topics(settings: Settings, telemetry: LogTelemetry) -> list[str]:
     """Return the topics that were created: those of dead letters and control, where missing."""
+    from delta_sink.adapters.kafka_creation import ensure_topics
+
     wanted: dict[str, int] = {}
     if settings.errors.dead_letter_topic is not None:
         wanted[settings.errors.dead_letter_topic] = 1
@@ -201,6 +208,9 @@ def make_control_client(parts: Parts) -> ControlClient:
     Raises:
         ConfigError: the configuration has no group `control`.
     """
+    from delta_sink.adapters.kafka_admin import KafkaProducer
+    from delta_sink.adapters.kafka_reader import read_offsets
+
     settings = parts.settings
     control = settings.control
     if control is None:
@@ -249,6 +259,7 @@ def make_audit(parts: Parts, *, deep: bool) -> Audit:
         return found
     # deltalake is large, and no worker needs it.
     from delta_sink.adapters.deltareader import DeltaRows
+    from delta_sink.adapters.kafka_reader import read_offsets
 
     settings = parts.settings
     rows = DeltaRows(settings.table.uri, settings.table.storage)
@@ -261,6 +272,8 @@ def make_audit(parts: Parts, *, deep: bool) -> Audit:
 
 def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
     """Return a writer, ready to run, and the threads of its jobs."""
+    from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+
     settings = parts.settings
     memory_bytes = memory_bytes_max(settings)
     problems = list(memory_problems(settings, memory_bytes))
@@ -364,6 +377,8 @@ def make_maintainer(
 
 
 def _control_consumer(parts: Parts, group: str) -> KafkaConsumer:
+    from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+
     control = parts.settings.control
     assert control is not None, "the control client was made before"
     return KafkaConsumer(
@@ -381,6 +396,8 @@ def _dead_letters(parts: Parts) -> DeadLetterTarget | None:
     topic = parts.settings.errors.dead_letter_topic
     if topic is None:
         return None
+    from delta_sink.adapters.kafka_admin import KafkaProducer
+
     return DeadLetterTarget(KafkaProducer(parts.settings.kafka, telemetry=parts.telemetry), topic)
 
 

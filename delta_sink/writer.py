@@ -44,6 +44,7 @@ from delta_sink.delta.state import LogState
 from delta_sink.delta.table import Author
 from delta_sink.errors import (
     BrokerUnavailable,
+    CommitConflict,
     FatalError,
     FencedError,
     RetriableError,
@@ -368,13 +369,13 @@ class Writer:
         self._compare_with_log()
 
     def _on_fenced(self, error: FencedError) -> None:
-        self._fences += 1
+        self._fences += not isinstance(error, CommitConflict)
         self._telemetry.count("delta_sink_commit_attempts_total", outcome="fenced")
         self._telemetry.event("fenced", "warning", reason=str(error))
         self._drop("fenced")
         if self._fences >= FENCES_BEFORE_REJOIN and not self._stop_asked:
-            # Somebody else reads our partitions and the group has not told us: a fenced member
-            # of the new protocol keeps fetching for ever (KIP-848).
+            # Somebody else (vacuum is nobody) reads our partitions and the group has not told us:
+            # a fenced member of the new protocol keeps fetching for ever (KIP-848).
             self._telemetry.event("rejoined", "warning", reason=str(error))
             self._consumer.rejoin()
             self._parts.clear()

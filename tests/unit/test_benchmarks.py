@@ -2,19 +2,23 @@
 
 import io
 import json
+import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from rich.console import Console
 
-from benchmarks import commit_path, compaction, fsync, scale_out, telemetry
+from benchmarks import commit_path, compaction, fsync, scale_out, small_files, telemetry
 from benchmarks.__main__ import main
 from benchmarks.appender import APP_ID, SCHEMA, Appender, grow, link_table, make_batches
 from benchmarks.commit_path import CONTENDERS, OURS, THEIRS, CommitPath, DeltalakeLane, Point
 from benchmarks.lanes import Timings, measure, turns
+from benchmarks.plot import ticks
 from benchmarks.report import WIDTH, show, verdict
+from benchmarks.usage import usage_of
 from delta_sink.adapters.localdisk import LocalDisk
 
 TINY = commit_path.Shape(sizes=(3, 100), commits=4, block=2, rows=40, opens=2)
@@ -229,7 +233,7 @@ def test_the_command_prints_tables(tmp_path, capsys, monkeypatch):
 def test_an_unknown_benchmark_is_named(capsys):
     assert main(["comit_path"]) == 2
     error = capsys.readouterr().err
-    names = "commit_path, fsync, drain, compaction, scale_out, telemetry"
+    names = "commit_path, fsync, drain, compaction, scale_out, small_files, telemetry"
     assert error == f"unknown benchmark 'comit_path', wanted one of {names}\n"
 
 
@@ -252,6 +256,86 @@ def test_compactors_share_one_command(tmp_path):
     assert {count: len(seconds) for count, seconds in found.seconds.items()} == {1: 1, 2: 1}
     assert found.as_json()["ratio"] == round(found.ratio, 3) > 0
     assert "two by one" in shown(found)
+
+
+@pytest.mark.process
+def test_the_peak_of_a_process_is_its_own():
+    """The kernel adds that of the process that starts it, which here is a large one."""
+    ballast = bytearray(b"x") * (200 << 20)
+    small = usage_of([sys.executable, "-c", "pass"])
+    large = usage_of([sys.executable, "-c", "x = bytearray(b'x') * (100 << 20)"])
+    assert small.peak_bytes < 30 << 20 < len(ballast)
+    assert 100 << 20 < large.peak_bytes < 130 << 20
+    with pytest.raises(AssertionError, match="ended with 3"):
+        usage_of([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def small_files_of(scans):
+    """A result made up: `scans` are seconds with maintenance and without, sample by sample."""
+
+    def samples(place, files):
+        return tuple(
+            small_files.Sample(
+                60.0 * at, at, files * at, files * at, at, {"deltalake": pair[place]}
+            )
+            for at, pair in enumerate(scans, 1)
+        )
+
+    found = {small_files.WITH: samples(0, 1), small_files.WITHOUT: samples(1, 100)}
+    operations = {name: {"WRITE": 600} for name in small_files.SINKS}
+    return small_files.SmallFiles(small_files.Shape(1.0, 4), 30_000, found, operations, 0)
+
+
+def polylines(svg):
+    root = ET.fromstring(svg)
+    return [
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        for line in root.iter("{http://www.w3.org/2000/svg}polyline")
+    ]
+
+
+def test_small_files_are_drawn():
+    result = small_files_of([(1.0, 1.0), (1.0, 2.0), (1.0, 3.0), (0.5, 4.0)])
+    assert result.scan_ratio("deltalake") == 8.0
+    assert result.appends_per_s(small_files.WITH) == 10.0
+    few, _, many, fast, slow = polylines(result.plot())
+    assert [x for x, _ in few] == [x for x, _ in slow]
+    assert few[-1][1] - many[-1][1] > 200  # pixels, downwards
+    assert fast[0] == slow[0]
+    assert fast[-1][1] > fast[0][1] > slow[-1][1]
+    text = shown(result)
+    assert "10.0 appends a second" in text
+    assert "8.0x in the last quarter" in text
+
+
+def test_axes_have_round_numbers():
+    assert ticks(10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(5_731) == list(range(0, 6_001, 1_000))
+    assert ticks(0.43) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert ticks(0) == [0, 1]
+
+
+@pytest.mark.long
+@pytest.mark.process
+def test_a_table_is_kept_healthy_and_another_is_left_alone(tmp_path, capsys):
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    dir_, asked = str(tmp_path), ["small_files", "--minutes", "0.6"]
+    assert main([*asked, "--dir", dir_, "--plots", str(plots)]) == 0
+    assert "every row is in both tables exactly once" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["plots"]
+    document = json.loads((plots / "small-files.json").read_text())
+    assert document["rows"] > 500 * 0.6 * 60
+    for name in small_files.SINKS:
+        samples = document["samples"][name]
+        assert len(samples) == 4
+        assert all(second > 0 for sample in samples for second in sample["scan_s"].values())
+        assert document["operations"][name]["WRITE"] >= 3 * 0.6 * 60  # 10 with nothing else at work
+    assert document["operations"][small_files.WITH]["OPTIMIZE"] >= 1
+    assert "OPTIMIZE" not in document["operations"][small_files.WITHOUT]
+    lines = polylines((plots / "small-files.svg").read_text())
+    assert len(lines) == 3 + 2 * len(document["scan_ratio"])
+    assert all(len(line) == 4 for line in lines)
 
 
 def cost_of(*ratios):
