@@ -18,8 +18,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 from delta_sink import cli
 from delta_sink.adapters.kafka import KafkaConsumer
 from delta_sink.adapters.system import ThreadJobs
-from delta_sink.decode import json as decode_json
 from delta_sink.decode.json import ArrowFastPath
+from delta_sink.decode.native import NativeDecoder
 from delta_sink.writer import Writer
 
 P = ParamSpec("P")
@@ -30,8 +30,8 @@ STAGES: Final = (
     "consume",
     "columns",
     "state thread, rest",
-    "decode: screen",
-    "decode: parse",
+    "decode: compiled",
+    "decode: pyarrow",
     "decode: rest",
     "encode",
     "put and commit",
@@ -80,8 +80,9 @@ def _install(counts: _Counts) -> dict[str, float]:
         (Writer, "run", run_counted),
         (KafkaConsumer, "poll", counts.counted("poll", KafkaConsumer.poll)),
         (KafkaConsumer, "_taken", counts.counted("columns", KafkaConsumer._taken)),
-        (ArrowFastPath, "_read", counts.counted("parse", ArrowFastPath._read)),
-        (decode_json, "screen", counts.counted("screen", decode_json.screen)),
+        (NativeDecoder, "decode", counts.counted("plain", NativeDecoder.decode)),
+        # What it leaves, or all where it is not compiled:
+        (ArrowFastPath, "__call__", counts.counted("pyarrow", ArrowFastPath.__call__)),
     ]
     for owner, name, function in patched:
         setattr(owner, name, function)
@@ -99,9 +100,9 @@ def stages_of(found: dict[str, float], *, start: float, total: float) -> dict[st
         "consume": of("poll") - of("columns"),
         "columns": of("columns"),
         "state thread, rest": of("run") - of("poll"),
-        "decode: screen": of("screen"),
-        "decode: parse": of("parse"),
-        "decode: rest": of("job decode") - of("screen") - of("parse"),
+        "decode: compiled": of("plain"),
+        "decode: pyarrow": of("pyarrow"),
+        "decode: rest": of("job decode") - of("plain") - of("pyarrow"),
         "encode": of("job encode"),
         "put and commit": sum(
             seconds
