@@ -49,7 +49,7 @@ class Shape:
 
     records: int = 500_000
     pairs_min: int = 8
-    pairs_max: int = 60
+    pairs_max: int = 200
 
     @classmethod
     def quick(cls) -> Shape:
