@@ -29,6 +29,9 @@ class Compile(BuildHookInterface[Any]):
         """Compile; an editable installation finds the library beside its source."""
         if self.target_name != "wheel":
             return
+        library = Path(self.root) / LIBRARY
+        # A process that has it loaded keeps it. Left over, it would not fit its source.
+        library.unlink(missing_ok=True)
         problem = compile_library(Path(self.root))
         if problem is not None:
             self.app.display_warning(f"delta-sink decodes JSON without compiled code: {problem}")
@@ -61,7 +64,6 @@ def compile_library(root: Path) -> str | None:
         )
         if done.returncode != 0:
             return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        (root / LIBRARY).unlink(missing_ok=True)  # a process that has it loaded keeps the old one
         (root / LIBRARY).write_bytes(made.read_bytes())
     return None
 

@@ -117,7 +117,6 @@ class SmallFiles:
             "commit_ms": COMMIT_MS,
             "records_per_s": RECORDS_PER_S,
             "rows": self.rows,
-            "exactly_once": True,
             "scan_ratio": {engine: round(self.scan_ratio(engine), 2) for engine in self.engines},
             "scans_repeated": self.scans_repeated,
             "operations": self.operations,

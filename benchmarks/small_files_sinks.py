@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
-from types import TracebackType
 from typing import Final, Self
 
 import yaml
@@ -77,12 +76,7 @@ class Sink:
         self._start("writer")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop them; a worker that does not stop when it is asked to is killed."""
         for process in self._processes.values():
             process.terminate()

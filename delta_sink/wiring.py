@@ -47,7 +47,7 @@ from delta_sink.view import table_spec
 from delta_sink.writer import Writer
 
 if TYPE_CHECKING:
-    # librdkafka is loaded where it is needed: what runs `--once` never is.
+    # librdkafka is loaded where it is needed: a maintenance worker that runs `--once` needs none.
     from delta_sink.adapters.kafka import KafkaConsumer
     from delta_sink.adapters.kafka_admin import KafkaBroker
     from delta_sink.adapters.kafka_reader import Served

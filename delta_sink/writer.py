@@ -374,8 +374,8 @@ class Writer:
         self._telemetry.event("fenced", "warning", reason=str(error))
         self._drop("fenced")
         if self._fences >= FENCES_BEFORE_REJOIN and not self._stop_asked:
-            # Somebody else (vacuum is nobody) reads our partitions and the group has not told us:
-            # a fenced member of the new protocol keeps fetching for ever (KIP-848).
+            # Somebody else reads our partitions and the group has not told us: a fenced member of
+            # the new protocol keeps fetching for ever (KIP-848). A conflict shows no such rival.
             self._telemetry.event("rejoined", "warning", reason=str(error))
             self._consumer.rejoin()
             self._parts.clear()

@@ -26,9 +26,9 @@ import pyarrow.json as pj
 from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
 from delta_sink.decode.exact import ExactDecoder
-from delta_sink.decode.native import NativeDecoder, Plain, native_decoder
+from delta_sink.decode.native import native_decoder
 from delta_sink.decode.packed import PackedValues, Positions
-from delta_sink.decode.rows import DecodeSpec, Values, decode_chunk, in_order
+from delta_sink.decode.rows import DecodeSpec, Sure, Values, decode_chunk, in_order
 from delta_sink.decode.scalars import INTEGER_BITS
 from delta_sink.decode.screen import Screened, many_places, screen
 from delta_sink.delta.types import ArrayType, DataType, Field, StructType, arrow_field
@@ -48,15 +48,7 @@ OBJECTS_MAX = 256
 """So many values are Python objects at one time: more wake the garbage collector for nothing."""
 _MODES_MAX = 4
 """The first mode, and one more for each attribute of `Mode`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sure:
-    """The rows that a fast path vouches for; all values not in `taken` are still undecided."""
-
-    rows: pa.Table
-    taken: Positions
-    unknown_fields: int = 0
+_NOWHERE: Positions = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +87,27 @@ class JsonDecoder:
 
     def _decode_values(self, values: Sequence[bytes]) -> Values:
         packed = PackedValues.of(values)
+        if self._plain is None:
+            return self._decode_by_splitting(packed)
+        work = _Work(cast("Sequence[bytes]", packed), self._exact)
+        left = [_NOWHERE]
+        for first, after in _slices(packed):
+            left.append(work.take(self._plain.decode(packed, first, after), first, after))
+        places = np.concatenate(left)
+        if len(places) <= EXACT_VALUES_MAX:
+            work.decide(places)
+        else:
+            others = PackedValues.of([packed[place] for place in places.tolist()])
+            work.take_decided(self._decode_by_splitting(others), places)
+        return work.result()
+
+    def _decode_by_splitting(self, packed: PackedValues) -> Values:
+        """Return the outcome of all values, by the fast path and the exact one."""
         work = _Work(cast("Sequence[bytes]", packed), self._exact)
         fast = self._fast(self._spec)
         for first, after in _slices(packed):
-            if self._plain is None:
-                work.split(fast, first, after)
-            else:
-                self._decode_slice(self._plain, work, packed, first, after)
+            work.split(fast, first, after)
         return work.result()
-
-    def _decode_slice(
-        self, plain: NativeDecoder, work: _Work, packed: PackedValues, first: int, after: int
-    ) -> None:
-        """Decide the values from `first` up to `after`, the plain ones first."""
-        found = plain.decode(packed, first, after)
-        left = work.take_plain(found, first, after)
-        if len(left) <= EXACT_VALUES_MAX:
-            work.decide(left)
-            return
-        others = PackedValues.of([packed[place] for place in left.tolist()])
-        rest = _Work(cast("Sequence[bytes]", others), self._exact)
-        rest.split(self._fast(self._spec), 0, len(others))
-        work.take_decided(rest.result(), left)
 
 
 def _slices(values: PackedValues) -> list[tuple[int, int]]:
@@ -156,7 +147,7 @@ class _Work:
                 continue
             outcome = fast(self._values[low:high])
             if isinstance(outcome, Sure):
-                self._take(outcome, low, high)
+                self.decide(self.take(outcome, low, high))
                 budget -= high - low + FIXED_COST
             elif outcome.suspect is not None and 0 <= outcome.suspect < high - low:
                 suspect = low + outcome.suspect
@@ -168,15 +159,15 @@ class _Work:
                 open_ranges += _halves(low, high)
                 budget -= high - low + FIXED_COST
 
-    def take_plain(self, plain: Plain, low: int, high: int) -> Positions:
-        """Take what the plain path took of the values from `low` on; return the other places."""
-        self._tables.append(plain.rows)
-        self._places.append(plain.taken + low)
-        self._unknown += plain.unknown_fields
-        if len(plain.taken) == high - low:
-            return plain.taken[:0]
+    def take(self, sure: Sure, low: int, high: int) -> Positions:
+        """Take the rows of the values from `low` up to `high`; return the places left open."""
+        self._tables.append(sure.rows)
+        self._places.append(sure.taken + low)
+        self._unknown += sure.unknown_fields
+        if len(sure.taken) == high - low:
+            return _NOWHERE
         left = np.ones(high - low, np.bool_)
-        left[plain.taken] = False
+        left[sure.taken] = False
         return np.flatnonzero(left) + low
 
     def take_decided(self, decided: Values, places: Positions) -> None:
@@ -185,15 +176,6 @@ class _Work:
         self._places.append(places[decided.taken])
         self._unknown += decided.unknown_fields
         self._bad += [(int(places[i]), error) for i, error in decided.bad]
-
-    def _take(self, sure: Sure, low: int, high: int) -> None:
-        self._tables.append(sure.rows)
-        self._places.append(sure.taken + low)
-        self._unknown += sure.unknown_fields
-        if len(sure.taken) != high - low:
-            left = np.ones(high - low, np.bool_)
-            left[sure.taken] = False
-            self.decide(np.flatnonzero(left) + low)
 
     def decide(self, places: Sequence[int] | Positions) -> None:
         """Let the exact path decide the values at `places`."""

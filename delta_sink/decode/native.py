@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from delta_sink.decode.packed import PackedValues, Positions
-from delta_sink.decode.rows import DecodeSpec
+from delta_sink.decode.packed import PackedValues
+from delta_sink.decode.rows import DecodeSpec, Sure
 from delta_sink.delta.types import (
     ArrayType,
     DataType,
@@ -31,10 +30,12 @@ from delta_sink.delta.types import (
 )
 
 LIBRARY = Path(__file__).parent / "native" / "libdelta_sink_json.so"
+FUNCTION = "delta_sink_json_1"
+"""With the number of its interface: a library of an older checkout has no function of this name."""
 
 NOT_COMPILED = (
     "decoded by pyarrow, at several times the CPU, because this installation has no compiled decoder "
-    "(`pip install -v` of delta-sink says why)"
+    "(install it with `pip install -v --force-reinstall --no-deps`, which says why)"
 )
 
 _FIELDS_MAX = 256
@@ -58,24 +59,12 @@ _NODE = struct.Struct("@IIIIBBBBBq")
 _ARROW_ARRAY_BYTES = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """The rows of some values, in order, and how many fields of them no column has.
-
-    `taken` are their places, counted from the first value that was looked at.
-    """
-
-    rows: pa.Table
-    taken: Positions
-    unknown_fields: int
-
-
 class NativeDecoder:
     """Decodes many values in one call. Holds nothing that changes; safe in several jobs at once."""
 
-    def __init__(self, library: ctypes.CDLL, spec: DecodeSpec) -> None:
+    def __init__(self, function: Callable[..., int], spec: DecodeSpec) -> None:
         """Prepare for the table of `spec`, of which `can_decode` holds."""
-        self._decode = library.delta_sink_decode_json
+        self._decode = function
         self._schema = pa.schema([arrow_field(f) for f in spec.value_fields])
         nodes, names = _described(spec)
         self._nodes = b"".join(nodes)
@@ -85,7 +74,7 @@ class NativeDecoder:
             "@qIB3x", spec.record_bytes_max, spec.nesting_max, spec.unknown_fields == "fail"
         )
 
-    def decode(self, values: PackedValues, first: int, after: int) -> Plain:
+    def decode(self, values: PackedValues, first: int, after: int) -> Sure:
         """Return the rows of those values from `first` up to `after` that are beyond doubt.
 
         Raises:
@@ -114,18 +103,18 @@ class NativeDecoder:
             raise MemoryError(f"no memory for the rows of {lengths.sum()} bytes of JSON")
         batch = pa.RecordBatch._import_from_c(ctypes.addressof(array), self._schema)
         rows = pa.Table.from_batches([batch], self._schema)
-        return Plain(rows, np.flatnonzero(taken), unknown.value)
+        return Sure(rows, np.flatnonzero(taken), unknown.value)
 
 
 def native_decoder(spec: DecodeSpec) -> NativeDecoder | None:
     """Return the decoder for this table; None where it is not compiled or a type is not for it."""
-    library = _library()
-    return None if library is None or not can_decode(spec) else NativeDecoder(library, spec)
+    function = _function()
+    return None if function is None or not can_decode(spec) else NativeDecoder(function, spec)
 
 
 def is_compiled() -> bool:
     """Return whether the compiled code is part of this installation."""
-    return _library() is not None
+    return _function() is not None
 
 
 def can_decode(spec: DecodeSpec) -> bool:
@@ -135,21 +124,22 @@ def can_decode(spec: DecodeSpec) -> bool:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _function() -> Callable[..., int] | None:
     try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        found = getattr(ctypes.CDLL(str(LIBRARY)), FUNCTION)
+    except (OSError, AttributeError):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    library.delta_sink_decode_json.argtypes = [
+    found.argtypes = [
         *(ctypes.c_char_p, size),
         *(ctypes.c_char_p, size),
         ctypes.c_char_p,
         *(pointer, pointer, size),
         *(pointer, pointer, pointer),
     ]
-    library.delta_sink_decode_json.restype = ctypes.c_int32
-    return library
+    found.restype = ctypes.c_int32
+    function: Callable[..., int] = found
+    return function
 
 
 def _is_known(data_type: DataType) -> bool:

@@ -27,7 +27,7 @@ class PackedValues(Sequence[bytes | None]):
     tombstones. A slice copies its bytes; several put together do so when they are asked for.
     """
 
-    __slots__ = ("_joined", "_parts", "_starts", "lengths", "nulls")
+    __slots__ = ("_addresses", "_joined", "_parts", "_starts", "lengths", "nulls")
 
     def __init__(
         self, joined: bytes | None, lengths: Positions, nulls: Positions = _NO_NULLS
@@ -37,6 +37,7 @@ class PackedValues(Sequence[bytes | None]):
         self.lengths = lengths
         self.nulls = nulls
         self._starts: Positions | None = None
+        self._addresses: Positions | None = None
 
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> PackedValues:
@@ -83,9 +84,12 @@ class PackedValues(Sequence[bytes | None]):
 
         Parts that were put together are not moved for it.
         """
-        if self._parts:
-            return np.concatenate([part.addresses for part in self._parts])
-        return self.starts + _address(self.joined)
+        if self._addresses is None:
+            parts = [part.addresses for part in self._parts]
+            self._addresses = (
+                np.concatenate(parts) if parts else self.starts + _address(self.joined)
+            )
+        return self._addresses
 
     @property
     def starts(self) -> Positions:

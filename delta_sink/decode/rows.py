@@ -96,6 +96,18 @@ class Values:
     unknown_fields: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Sure:
+    """The rows that somebody vouches for, in order; who is not in `taken` is still undecided.
+
+    `taken` are the places of the values, counted from the first one that was looked at.
+    """
+
+    rows: pa.Table
+    taken: Positions
+    unknown_fields: int = 0
+
+
 DecodeValues = Callable[[Sequence[bytes]], Values]
 """One format: values to value columns. It gets no tombstones, but may get empty values.
 

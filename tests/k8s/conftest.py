@@ -15,10 +15,8 @@ from tests.k8s.releases import Releases, open_namespace
 from tests.services.install import (
     CannotInstall,
     InstallFailed,
+    all_of_kubernetes,
     custom_resources,
-    etcd_binary,
-    helm_binary,
-    kubernetes_programs,
 )
 from tests.services.kubernetes import Kubernetes
 
@@ -41,21 +39,16 @@ def pytest_collection_finish(session):
         return
     if any(item.get_closest_marker("k8s") for item in session.items):
         try:
-            _install()
+            all_of_kubernetes()
         except (CannotInstall, InstallFailed):
             return  # the fixture says so, of each test
-
-
-def _install() -> None:
-    for program in (helm_binary, etcd_binary, kubernetes_programs, custom_resources):
-        program()
 
 
 @pytest.fixture(scope="session")
 def kubernetes(tmp_path_factory):
     """Return the running control plane; without Go the tests are skipped with a sentence."""
     try:
-        _install()
+        all_of_kubernetes()
         described = Kubernetes(tmp_path_factory.mktemp("k8s") / "plane")
     except CannotInstall as error:
         pytest.skip(str(error))

@@ -17,12 +17,10 @@ from functools import partial
 from tests.services.install import (
     CannotInstall,
     InstallFailed,
+    all_of_kubernetes,
     cache,
-    custom_resources,
     delta_kernel,
-    etcd_binary,
     helm_binary,
-    kubernetes_programs,
     python_readers,
 )
 from tests.services.processes import ServerFailed
@@ -51,12 +49,10 @@ def install() -> int:
 def install_kubernetes() -> int:
     """Return 0 when an API server can be started, or a sentence says why not."""
     print(f"services: installed in {cache()}; Kubernetes takes its time, once", flush=True)
-    for program in (helm_binary, etcd_binary, kubernetes_programs, custom_resources):
-        try:
-            program()
-        except CannotInstall as error:
-            print(f"services: tests on Kubernetes are skipped: {error}", flush=True)
-            return 0
+    try:
+        all_of_kubernetes()
+    except CannotInstall as error:
+        print(f"services: tests on Kubernetes are skipped: {error}", flush=True)
     return 0
 
 

@@ -25,7 +25,7 @@ PINNED = Path(__file__).with_name("pinned")
 CACHE_VARIABLE = "DELTA_SINK_SERVICES_CACHE"
 JAVA_VERSION_MIN = 17
 GO_VERSION_MIN = (1, 24)
-GO_VERSION_MIN_HELM = (1, 26)
+GO_VERSION_MIN_KUBERNETES = (1, 26)
 INSTALL_S_MAX = 3600
 
 KUBERNETES_PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
@@ -71,12 +71,12 @@ def minio_binary() -> Path:
 
 def helm_binary() -> Path:
     """Return helm, with which the chart is rendered; verified as `minio_binary` is."""
-    return _go_program("helm", "helm", "helm.sh/helm/v3/cmd/helm", GO_VERSION_MIN_HELM)
+    return _go_program("helm", "helm", "helm.sh/helm/v3/cmd/helm", GO_VERSION_MIN_KUBERNETES)
 
 
 def etcd_binary() -> Path:
     """Return etcd, in which the API server of Kubernetes keeps its objects."""
-    return _go_program("etcd", "etcd", "go.etcd.io/etcd/server/v3", GO_VERSION_MIN_HELM)
+    return _go_program("etcd", "etcd", "go.etcd.io/etcd/server/v3", GO_VERSION_MIN_KUBERNETES)
 
 
 def kubernetes_programs() -> Path:
@@ -87,11 +87,17 @@ def kubernetes_programs() -> Path:
     flags = f"-X {component}.gitVersion=v{version}"  # without it the server says v0.0.0
     flags += f" -X {component}.gitMajor={major} -X {component}.gitMinor={minor}"
     packages = [f"k8s.io/kubernetes/cmd/{program}" for program in KUBERNETES_PROGRAMS]
-    folder = _go_built("kubernetes", "Kubernetes", packages, GO_VERSION_MIN_HELM, "", flags)
+    folder = _go_built("kubernetes", "Kubernetes", packages, GO_VERSION_MIN_KUBERNETES, "", flags)
     missing = [program for program in KUBERNETES_PROGRAMS if not (folder / program).exists()]
     if missing:
         raise InstallFailed(f"{folder} has no {missing}; remove it to install it again")
     return folder
+
+
+def all_of_kubernetes() -> None:
+    """Have everything that `tests/k8s` needs."""
+    for part in (helm_binary, etcd_binary, kubernetes_programs, custom_resources):
+        part()
 
 
 def kubernetes_version() -> str:

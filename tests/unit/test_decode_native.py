@@ -13,9 +13,12 @@ from decimal import Decimal as Exactly
 import psutil
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delta_sink.cli import cli
+from delta_sink.decode import native
 from delta_sink.decode.exact import ExactDecoder
 from delta_sink.decode.json import JsonDecoder, Refused
 from delta_sink.decode.native import can_decode, is_compiled, native_decoder
@@ -27,7 +30,7 @@ from delta_sink.model import Records, TopicPartition
 
 pytestmark = pytest.mark.skipif(
     not is_compiled() and not os.environ.get("CI"),
-    reason="the plain path is not compiled here: `pip install -e .` says why",
+    reason="the plain path is not compiled here: `pip install -v -e .` says why",
 )
 
 PLAIN = [
@@ -376,8 +379,38 @@ def test_without_it_the_same_rows_come_out(monkeypatch):
     records = Records(TopicPartition("t", 0), len(values), range(len(values)), values)
     spec = spec_of("string")
     with_it = JsonDecoder(spec).decode([records])
-    monkeypatch.setattr("delta_sink.decode.native._library", lambda: None)
+    monkeypatch.setattr("delta_sink.decode.native._function", lambda: None)
     assert native_decoder(spec) is None
     without = JsonDecoder(spec).decode([records])
     assert with_it.rows.equals(without.rows)
     assert with_it.parts == without.parts
+
+
+@pytest.mark.parametrize("library", ["nothing.so", "of an older checkout"])
+def test_a_library_that_does_not_fit_is_not_used(monkeypatch, library):
+    if library == "nothing.so":
+        monkeypatch.setattr(native, "LIBRARY", native.LIBRARY.with_name(library))
+    else:
+        monkeypatch.setattr(native, "FUNCTION", "delta_sink_json_0")
+    native._function.cache_clear()
+    try:
+        assert not is_compiled()
+        assert native_decoder(spec_of("long")) is None
+    finally:
+        native._function.cache_clear()
+
+
+def test_check_config_says_that_it_is_missing(monkeypatch, tmp_path):
+    path = tmp_path / "sink.yaml"
+    path.write_text(
+        "name: orders\nkafka: {bootstrap.servers: localhost:9092}\nsource: {topics: [orders]}\n"
+        "value: {format: json}\n"
+        f"table: {{uri: {tmp_path}/orders, schema: [{{name: a, type: long}}]}}\n"
+    )
+    said = {}
+    for compiled in (True, False):
+        monkeypatch.setattr("delta_sink.cli.is_compiled", lambda c=compiled: c)
+        done = CliRunner().invoke(cli, ["check-config", "-c", str(path)])
+        assert done.exit_code == 0, done.output
+        said[compiled] = native.NOT_COMPILED in done.stderr
+    assert said == {True: False, False: True}

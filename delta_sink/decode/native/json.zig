@@ -1,6 +1,6 @@
 //! Many JSON records to Arrow columns, in one pass: those records that are plainly right.
 //!
-//! `delta_sink_decode_json` is what Python calls (`delta_sink/decode/native.py`). A record is taken
+//! `delta_sink_json_1` is what Python calls (`delta_sink/decode/native.py`). A record is taken
 //! if its row is beyond doubt; every other one is left for the slower paths, which know all
 //! spellings and can say what is wrong. So this file refuses freely and never reports.
 //!
@@ -33,7 +33,7 @@ const Seen = std.bit_set.StaticBitSet(FIELDS_MAX);
 /// Afterwards `taken` has a 1 for each record that has a row in `out`, in order, and `unknown` the
 /// count of fields in them that the table does not have. `nodes[0]` is the row. Every array is the
 /// caller's; `out` is released by the caller.
-export fn delta_sink_decode_json(
+export fn delta_sink_json_1(
     nodes: [*]const columns.Node,
     node_count: usize,
     names: [*]const u8,
@@ -197,7 +197,7 @@ const Reader = struct {
             return column.endText(self.arena, 0);
         }
         var rest = found.raw;
-        var used: usize = 0; // no escape is shorter than what it means
+        var used: usize = 0; // what an escape means is never longer than itself
         while (std.mem.indexOfScalar(u8, rest, '\\')) |at| {
             @memcpy(room[used..][0..at], rest[0..at]);
             used += at;
