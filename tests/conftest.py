@@ -62,6 +62,14 @@ def _running(servers: Servers, name: str):
         pytest.skip(str(error))
 
 
+@pytest.fixture(autouse=True)
+def _no_producer_outlives_its_test():
+    yield
+    sinks = sys.modules.get("tests.process.sinks")  # most tests have no use for it
+    for producer in list(sinks.LedgerProducer.running) if sinks else ():
+        producer.end()
+
+
 # --- a test that hangs ---------------------------------------------------------------------------
 #
 # pytest-timeout raises in the main thread, once. It cannot reach a thread that waits inside a C

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from confluent_kafka import Consumer, Message, Producer
@@ -242,7 +242,12 @@ def digest(payload: str) -> str:
 
 
 class LedgerProducer:
-    """Produces records at a steady rate in a thread, and keeps the ledger."""
+    """Produces records at a steady rate in a thread, and keeps the ledger.
+
+    One that a failed test has left running is stopped after that test (`tests/conftest.py`).
+    """
+
+    running: ClassVar[set[LedgerProducer]] = set()
 
     def __init__(
         self,
@@ -261,14 +266,21 @@ class LedgerProducer:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
+        self.running.add(self)
         self._thread.start()
 
     def stop(self) -> Ledger:
         """Stop, wait for every acknowledgement, and return the ledger."""
-        self._stopped.set()
-        self._thread.join()
+        self.end()
         self._producer.flush()
         return self.ledger
+
+    def end(self) -> None:
+        """Return when nothing more is produced; what is under way may be lost."""
+        self._stopped.set()
+        if self in self.running:
+            self.running.remove(self)
+            self._thread.join()
 
     def produce(self, numbers: Iterable[int]) -> None:
         """Produce records of these ids now."""

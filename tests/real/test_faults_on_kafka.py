@@ -71,7 +71,9 @@ def test_a_seat_that_is_taken_over_commits_nothing(tmp_path, kafka, minio, way):
     topic = new_topic(kafka, 2)
     producer = _producer(kafka, topic, 2, rate_per_s=400)
     seat = ("--set", "kafka.group.instance.id=the-seat")
-    with LakeSink(tmp_path, kafka, minio, topic, way=way) as sink:
+    # A classic member that wakes within its session is told; after it, it takes the seat back.
+    keys = {"session.timeout.ms": 120_000} if way == "cooperative" else {}
+    with LakeSink(tmp_path, kafka, minio, topic, way=way, keys=keys) as sink:
         zombie = sink.start(*seat)
         producer.start()
         wait_until(lambda: sink.commits_of(zombie.worker_id()) > 3, 60, "the writer commits")
@@ -97,6 +99,36 @@ def test_a_seat_that_is_taken_over_commits_nothing(tmp_path, kafka, minio, way):
         # One PUT may have been under way when it was stopped.
         late = [v for v in versions_of(sink, zombie.worker_id()) if v > taken_over]
         assert len(late) <= 1, late
+        assert_exactly_once(sink, ledger)
+
+
+def test_of_two_in_a_seat_one_leaves(tmp_path, kafka, minio):
+    """A static member that wakes after its session takes its seat back or is told that it is lost.
+
+    It depends on what it asks first: to join again, or for its heartbeat.
+    """
+    topic = new_topic(kafka, 2)
+    producer = _producer(kafka, topic, 2, rate_per_s=400)
+    seat = ("--set", "kafka.group.instance.id=the-seat")
+    with LakeSink(tmp_path, kafka, minio, topic) as sink:
+        first = sink.start(*seat)
+        producer.start()
+        wait_until(lambda: sink.commits_of(first.worker_id()) > 3, 60, "the writer commits")
+        first.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: not kafka.members_of(sink.name), 30, "the session is over")
+        second = sink.start(*seat)
+        wait_until(lambda: sink.commits_of(second.worker_id()) > 3, 60, "the second one commits")
+        first.process.send_signal(signal.SIGCONT)
+        both = [first, second]
+        wait_until(lambda: any(w.process.poll() is not None for w in both), 40, "one leaves")
+        [leaver] = [writer for writer in both if writer.process.poll() is not None]
+        assert leaver.process.wait() == 3
+        [sentence] = sentences_of(leaver.log_path.read_text(encoding="utf-8"))
+        assert "same group.instance.id" in sentence
+        ledger = producer.stop()
+        wait_until(lambda: sink.committed_records() >= len(ledger), 60, "all is committed")
+        [other] = [writer for writer in both if writer is not leaver]
+        assert other.stop() == 0
         assert_exactly_once(sink, ledger)
 
 

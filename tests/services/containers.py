@@ -155,7 +155,7 @@ def minio_container() -> minio.Minio:
     server = ContainerServer(
         MINIO_IMAGE,
         {9000: port},
-        ready=lambda: minio.answers(port),
+        ready=lambda: minio.is_ready(port),
         env={"MINIO_ROOT_USER": minio.ACCESS_KEY, "MINIO_ROOT_PASSWORD": minio.SECRET_KEY},
         command=["server", "/data"],
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.services.install import minio_binary
 from tests.services.kafka import Server
@@ -65,17 +67,19 @@ class Minio:
     @contextlib.contextmanager
     def client(self) -> Iterator[Any]:
         """Give a boto3 client."""
-        client = boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-        )
-        try:
+        with contextlib.closing(_client(self.endpoint)) as client:
             yield client
-        finally:
-            client.close()
+
+
+def _client(endpoint: str, config: Config | None = None) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=config,
+    )
 
 
 def answers(port: int, path: str = READY_PATH) -> bool:
@@ -88,6 +92,21 @@ def answers(port: int, path: str = READY_PATH) -> bool:
         return False
     finally:
         connection.close()
+
+
+_ASKED_ONCE = Config(connect_timeout=2, read_timeout=2, retries={"total_max_attempts": 1})
+
+
+def is_ready(port: int) -> bool:
+    """Whether the server answers signed requests: its health says yes a moment before it does."""
+    if not answers(port):
+        return False
+    with contextlib.closing(_client(f"http://127.0.0.1:{port}", _ASKED_ONCE)) as client:
+        try:
+            client.list_buckets()
+        except (BotoCoreError, ClientError):
+            return False
+    return True
 
 
 def native(folder: Path) -> Minio:
@@ -104,7 +123,7 @@ def native(folder: Path) -> Minio:
         "minio",
         [str(program), "server", str(data), "--address", address, "--quiet"],
         folder=folder,
-        ready=lambda: answers(port),
+        ready=lambda: is_ready(port),
         env={
             "MINIO_ROOT_USER": ACCESS_KEY,
             "MINIO_ROOT_PASSWORD": SECRET_KEY,
