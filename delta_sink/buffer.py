@@ -177,7 +177,8 @@ class Letter:
 class DecodedChunk:
     """What is left of a chunk once it is decoded: rows, ranges of offsets, bad records.
 
-    `ranges` has one for each piece, in order; the records themselves are let go.
+    `ranges` has one for each piece, in order; the records themselves are let go. `size_bytes` were
+    the records' own, `held_bytes` are what the outcome occupies.
     `produced_first_ms` is the oldest record's timestamp, None where none is known.
     """
 
@@ -185,6 +186,7 @@ class DecodedChunk:
     ranges: tuple[OffsetRange, ...]
     letters: tuple[Letter, ...]
     size_bytes: int
+    held_bytes: int
     since_ms: int
     produced_first_ms: int | None
     ends_batch: bool
@@ -198,21 +200,18 @@ class DecodedChunk:
             for piece in chunk.pieces
             if piece.records.produced_first_ms is not None
         ]
+        letters = tuple(_letter(piece.records, bad) for piece, part in pairs for bad in part.bad)
+        letters_bytes = sum(LETTER_OVERHEAD_BYTES + len(letter.value or b"") for letter in letters)
         return cls(
             rows=decoded.rows,
             ranges=tuple(_range_of(piece, part) for piece, part in pairs),
-            letters=tuple(_letter(piece.records, bad) for piece, part in pairs for bad in part.bad),
+            letters=letters,
             size_bytes=chunk.size_bytes,
+            held_bytes=int(decoded.rows.nbytes) + letters_bytes,
             since_ms=chunk.since_ms,
             produced_first_ms=min(stamps, default=None),
             ends_batch=chunk.ends_batch,
         )
-
-    @property
-    def held_bytes(self) -> int:
-        """What the outcome occupies."""
-        letters_bytes = sum(len(letter.value or b"") for letter in self.letters)
-        return int(self.rows.nbytes) + letters_bytes + LETTER_OVERHEAD_BYTES * len(self.letters)
 
 
 def _range_of(piece: Piece, part: PartOutcome) -> OffsetRange:

@@ -185,10 +185,9 @@ def _table(spec: DecodeSpec, beside: _Beside, rows: pa.Table) -> pa.Table:
     for derived in spec.derived:
         wanted = spec.schema.arrow.field(derived.column).type
         columns[derived.column] = _derive(derived, columns[derived.source]).cast(wanted)
-    arrow = spec.schema.arrow
-    # A non-nullable column that holds nulls is dealt with next; until then the check must wait.
-    loose = pa.schema([field.with_nullable(True) for field in arrow])
-    return pa.table([columns[name] for name in arrow.names], schema=loose)
+    names = spec.schema.arrow.names
+    # A non-nullable column that holds nulls is dealt with next; until then the schema must wait.
+    return pa.Table.from_arrays([columns[name] for name in names], names=names)
 
 
 class _Beside:
@@ -230,7 +229,7 @@ class _Beside:
             | (millis > TIMESTAMP_MAX_US // 1000)
         )
         micros = np.where(absent, 0, millis) * 1000
-        return pa.array(micros.view("M8[us]"), pa.timestamp("us", tz="UTC"), mask=absent)
+        return pa.array(micros, pa.int64(), mask=absent).view(pa.timestamp("us", tz="UTC"))
 
     def key(self) -> pa.Array:
         return pa.array(self._listed("keys"), pa.binary())

@@ -80,7 +80,8 @@ def _parquet_actions(file: FetchedFile) -> Iterator[Protocol | Metadata | Txn]:
     # Nearly every checkpoint of a table that is kept small came whole: no further request.
     whole = file.whole
     parquet = pq.ParquetFile(file if whole is None else pa.BufferReader(whole))
-    names = [name for name in _COLUMNS if name in parquet.schema_arrow.names]
+    there = parquet.schema_arrow.names
+    names = [name for name in _COLUMNS if name in there]
     for index in range(parquet.num_row_groups):
         if whole is None:
             file.fetch(_chunk_ranges(parquet.metadata.row_group(index), names))

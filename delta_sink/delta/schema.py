@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Literal, cast, get_args
 
 import pyarrow as pa
@@ -54,12 +54,7 @@ __all__ = [
 ]
 
 
-@lru_cache(maxsize=64)
-def _arrow_schema(fields: tuple[Field, ...]) -> pa.Schema:
-    return pa.schema([arrow_field(f) for f in fields])  # asked for several times a batch
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TableSchema:
     """The columns of a table, in their order."""
 
@@ -77,10 +72,10 @@ class TableSchema:
                 return candidate
         raise KeyError(name)
 
-    @property
+    @cached_property
     def arrow(self) -> pa.Schema:
         """The Arrow schema that rows of this table have between decoder and file."""
-        return _arrow_schema(self.fields)
+        return pa.schema([arrow_field(f) for f in self.fields])  # used several times a batch
 
     @property
     def has_timestamp_ntz(self) -> bool:

@@ -146,10 +146,9 @@ def _exact(value: Exact) -> str:
     return format(value, "f")
 
 
-def _text(text: str) -> str:
-    # Not as escapes: arrow-rs, under deltalake 1.6.6, joins surrogate pairs of U+20000 and above
-    # wrongly, and then skips files (tests/unit/test_parquet.py has such a value).
-    return json.dumps(text, ensure_ascii=False)
+# Not as escapes: arrow-rs, under deltalake 1.6.6, joins surrogate pairs of U+20000 and above
+# wrongly, and then skips files (tests/unit/test_parquet.py has such a value).
+_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _day(days: int) -> str | None:

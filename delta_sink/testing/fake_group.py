@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from delta_sink.model import Records, TopicPartition
 from delta_sink.ports import Assigned, ConsumerEvent, OffsetGone, Polled, Revoked, Waiting
 from delta_sink.testing.host import Host
+from delta_sink.testing.world import Signal
 
 if TYPE_CHECKING:  # the cluster makes its groups and consumers; they only name its type
     from delta_sink.testing.fake_kafka import FakeKafka, KafkaRecord
@@ -46,8 +47,6 @@ BUSY_STRETCHED_MS = 64
 """So long it waits at first: the end of a job ends it, and nothing else could be done before."""
 IDLE_MS = 200
 """A poll that may wait so long is one of a worker for which nothing is due soon."""
-IDLE_POLLS = 2
-"""So many idle polls in a row wait as long as they were told, before they are stretched."""
 IDLE_STRETCHED_MS = 5_000
 NOTHING = Polled()
 
@@ -275,6 +274,8 @@ class FakeConsumer:
         self._with_timestamps, self._with_keys, self._with_headers = columns
         self._random = kafka.world.random(f"consumer/{host}")
         self._isolated_until_ms = 0
+        self._changed = Signal(kafka.world)
+        self._changes = 0
         self._seen: tuple[int, bool, bool] | None = None
         self._empty_polls = 0
         self._ended_count = 0
@@ -282,7 +283,8 @@ class FakeConsumer:
         self._polled_ms = self._world.now_ms
         self._commit_lands_ms = 0
         self._is_closed = False
-        host.on_kill.append(lambda: self._silent(group.session_timeout_ms + 1))
+        kafka.readers.append(self)
+        host.on_kill.append(self._end)
         host.on_pause.append(self._silent)
 
     # --- the port -------------------------------------------------------------------------------
@@ -319,16 +321,14 @@ class FakeConsumer:
                 self._ended_count = jobs.ended_count
                 self._empty_polls = 0
                 return polled
-            signals = (self._kafka.changed, jobs.ended)
+            signals = (self._changed, jobs.ended)
             world.wait_any(signals, left_ms, "consumer.poll waits", left_ms)
 
     def _patience_ms(self, timeout_ms: int) -> int:
         self._empty_polls += 1
-        if timeout_ms >= IDLE_MS:
-            doublings = min(max(0, self._empty_polls - IDLE_POLLS), 10)
-            return max(timeout_ms, min(IDLE_STRETCHED_MS, timeout_ms << doublings))
         least_ms = max(timeout_ms, BUSY_STRETCHED_MS if timeout_ms <= BUSY_MS else 1)
-        return max(least_ms, min(POLL_STRETCHED_MS, least_ms << min(2 * self._empty_polls - 2, 10)))
+        most_ms = IDLE_STRETCHED_MS if timeout_ms >= IDLE_MS else POLL_STRETCHED_MS
+        return max(least_ms, min(most_ms, least_ms << min(2 * self._empty_polls - 2, 10)))
 
     def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Read these partitions from these offsets on; those not owned are passed over."""
@@ -373,9 +373,22 @@ class FakeConsumer:
         """Leave the group."""
         self._world.switch("consumer.close begins")
         self._is_closed = True
+        self._kafka.readers.remove(self)
         self._group.leave(self)
         self.owned.clear()
         self._world.switch("consumer.close ends")
+
+    # --- what the cluster does ------------------------------------------------------------------
+
+    def reads(self, tp: TopicPartition) -> bool:
+        """Whether it fetches records of this partition."""
+        reading = self.owned.get(tp)
+        return reading is not None and reading.is_started
+
+    def wake(self) -> None:
+        """Let a poll that waits look again: there may be something to read or to know."""
+        self._changes += 1
+        self._changed.notify()
 
     # --- for tests ------------------------------------------------------------------------------
 
@@ -410,6 +423,12 @@ class FakeConsumer:
             member = self.member
             self._world.later(timeout_ms, lambda: self._session_ends(member))
 
+    def _end(self) -> None:
+        """Its process is killed: nobody hears of it any more."""
+        if not self._is_closed:
+            self._kafka.readers.remove(self)
+            self._silent(self._group.session_timeout_ms + 1)
+
     def _session_ends(self, member: int) -> None:
         if self.member == member:
             self._group.put_out(self)
@@ -433,8 +452,8 @@ class FakeConsumer:
     def _now_seen(self) -> tuple[int, bool, bool]:
         # Asked several times a poll, and polls are most of what a run costs.
         now_ms = self._world.now_us // 1000
-        kafka = self._kafka
-        return kafka.version, now_ms < self._isolated_until_ms, now_ms < kafka.wire.down_until_ms
+        is_down = now_ms < self._kafka.wire.down_until_ms
+        return self._changes, now_ms < self._isolated_until_ms, is_down
 
     def _poll_once(self, records_max: int) -> Polled:
         if self._is_quiet():

@@ -27,7 +27,7 @@ from delta_sink.testing.fake_group import FAULTS as GROUP_FAULTS
 from delta_sink.testing.fake_group import FakeConsumer, FakeGroup
 from delta_sink.testing.host import Host
 from delta_sink.testing.wire import Wire
-from delta_sink.testing.world import Signal, World
+from delta_sink.testing.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class FakeKafka:
         message_bytes_max: a record above it is refused.
         metadata_ms_max: how long at most until groups notice new, grown or deleted topics.
         refused: if set, every client gets a FatalError with this sentence.
-        changed: notified by `wake_readers`.
+        readers: the consumers that may wait in a poll.
         version: counts the changes that a reader may have to notice.
     """
 
@@ -155,7 +155,7 @@ class FakeKafka:
         self.message_bytes_max = 1_048_588
         self.metadata_ms_max = 5_000
         self.refused: str | None = None
-        self.changed = Signal(world)
+        self.readers: list[FakeConsumer] = []
         self.version = 0
         self._random = world.random("kafka")
         self._topics: dict[str, _FakeTopic] = {}
@@ -234,8 +234,12 @@ class FakeKafka:
     ) -> int:
         """Append a record; return its offset."""
         time_ms = self.world.wall_ms if timestamp_ms is None else timestamp_ms
-        offset = self.log(TopicPartition(topic, partition)).append(value, key, headers, time_ms)
-        self.wake_readers()
+        tp = TopicPartition(topic, partition)
+        offset = self.log(tp).append(value, key, headers, time_ms)
+        self.version += 1
+        for reader in self.readers:
+            if reader.reads(tp):
+                reader.wake()
         return offset
 
     def transaction(self) -> FakeTransaction:
@@ -299,7 +303,8 @@ class FakeKafka:
     def wake_readers(self) -> None:
         """Let every waiting poll look again: there may be something to read or to know."""
         self.version += 1
-        self.changed.notify()
+        for reader in self.readers:
+            reader.wake()
 
     def check_allowed(self) -> None:
         """Raise FatalError if clients are refused now."""

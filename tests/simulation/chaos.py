@@ -89,7 +89,7 @@ class Cuts:
     """What a run leaves out, for `minimise.py`: faults and events by name, records, time."""
 
     without: frozenset[str] = frozenset()
-    bursts: int = 105
+    bursts: int = 68
     day_ms: int = 120_000
 
 
@@ -653,7 +653,7 @@ def _foreign_append(chaos: Chaos, random: Random) -> bool | None:
     return None
 
 
-@event("foreign commit", share=0.5)
+@event("foreign commit", share=0.8, times_max=20)
 def _foreign_commit(chaos: Chaos, random: Random) -> bool | None:
     if chaos.sim.oracle.version < 0:
         return False

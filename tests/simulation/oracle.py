@@ -443,19 +443,17 @@ def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
     """Return the rows of a data file, read in this thread and from its bytes alone."""
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     table = file.read(use_threads=False)
-    columns = []
-    for name in COLUMNS:
-        if name in table.column_names:
-            column = table.column(name)
-            column = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-            # numpy makes a list several times as fast, but knows no nulls among numbers.
-            columns.append(column.to_pylist() if column.null_count else column.to_numpy().tolist())
-        else:
-            value: str | int | None = partition_values.get(name)
-            if value is not None and name == "_kafka_partition":
-                value = int(value)  # the log has the values of table partitions as text
-            columns.append([value] * table.num_rows)
-    return list(zip(*columns, strict=True))
+    columns: dict[str, list] = {name: [] for name in table.column_names}
+    for batch in table.to_batches():
+        for name, array in zip(batch.schema.names, batch.columns, strict=True):
+            plain = array.view(pa.int64()) if pa.types.is_timestamp(array.type) else array
+            columns[name] += plain.to_pylist()
+    for name, text in partition_values.items():
+        # The log has the values of table partitions as text.
+        value = int(text) if name == "_kafka_partition" else text
+        columns.setdefault(name, [value] * table.num_rows)
+    nothing = [None] * table.num_rows
+    return list(zip(*(columns.get(name, nothing) for name in COLUMNS), strict=True))
 
 
 def spread(runs: list[list[int]]) -> list[int]:

@@ -33,7 +33,8 @@ def test_a_large_command_is_divided_and_answered_once(seed, monkeypatch):
         compacting, "plan_compaction_of", lambda *of: planned.append(of) or plan(*of)
     )
     with World(seed) as world:
-        it = Upkeeping.of(world, "table.partition_by=[_kafka_partition]", partitions=4)
+        alone = "compaction.age_max_ms=86400000"  # no policy does it before the command is redone
+        it = Upkeeping.of(world, "table.partition_by=[_kafka_partition]", alone, partitions=4)
         sim = it.sim
         sim.start("w0")
         for _ in range(6):
