@@ -35,10 +35,11 @@ from delta_sink.delta.parquet import FileLayout
 from delta_sink.delta.schema import TableSchema
 from delta_sink.delta.snapshot import read_snapshot
 from delta_sink.delta.state import LogState
-from delta_sink.errand import Ended, Errand, Rest, Steps, Task, Turn, Upkeep, do, do_all
+from delta_sink.errand import Ended, Errand, Rest, Steps, Turn, Upkeep, begin, do, first_of
 from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
 from delta_sink.lease import Held, lease_key, slot_key, slot_of
 from delta_sink.model import OutgoingRecord, TopicPartition
+from delta_sink.ports import Job
 from delta_sink.view import file_layout
 from delta_sink.where import WhereWrong, bind, parse_where
 
@@ -308,27 +309,30 @@ def _compact_slots(
 def _rewrite_all(
     errand: Errand, plan: CompactionPlan, bins: Sequence[tuple[Bin, Held | None]], tally: Tally
 ) -> Steps[None]:
-    """Rewrite bins, several side by side; commit their steps one after another."""
+    """Rewrite bins, several side by side; a step is committed while the other bins go on."""
     upkeep, waiting = errand.upkeep, list(reversed(bins))
-    at_once = bins_at_once(upkeep, plan.policy.target_file_bytes)
-    weights = [Weight() for _ in range(at_once)]
-    active: list[_Underway] = []
-    while waiting or active:
-        yield from errand.go_on()
-        while waiting and len(active) < at_once:
-            weight = next(w for w in weights if all(each.weight is not w for each in active))
-            active.append(_begun(upkeep, plan, *waiting.pop(), weight))
-        began_ms = upkeep.log.clock.elapsed_ms()
-        rewritten = yield from do_all([Task("rewrite", partial(_next, each)) for each in active])
-        bytes_before = tally.bytes_removed
-        for each, step in list(zip(active, rewritten, strict=True)):
-            if not isinstance(step, Rewritten):
-                active.remove(each)
-                tally.dropped += step is _DROPPED
-            elif not (yield from _commit(errand, each, step, tally)):
-                active.remove(each)
-                tally.dropped += 1
-        yield from _slow_down(upkeep, tally.bytes_removed - bytes_before, began_ms)
+    weights = [Weight() for _ in range(bins_at_once(upkeep, plan.policy.target_file_bytes))]
+    running: list[tuple[_Underway, Job[Rewritten | object | None]]] = []
+    began_ms, bytes_before = upkeep.log.clock.elapsed_ms(), tally.bytes_removed
+    try:
+        while waiting or running:
+            yield from errand.go_on()
+            while waiting and weights:
+                each = _begun(upkeep, plan, *waiting.pop(), weights.pop())
+                running.append((each, (yield from _next_begun(each))))
+            yield from first_of([job for _, job in running])
+            each, job = running.pop(next(i for i, (_, job) in enumerate(running) if job.is_done()))
+            step = job.result()
+            if isinstance(step, Rewritten) and (yield from _commit(errand, each, step, tally)):
+                yield from _slow_down(upkeep, tally.bytes_removed - bytes_before, began_ms)
+                running.append((each, (yield from _next_begun(each))))
+            else:
+                tally.dropped += step is not None
+                weights.append(each.weight)
+    except Exception:
+        for _, job in running:  # leases are given back when nobody rewrites under them any more
+            yield from first_of([job])
+        raise
 
 
 def _begun(
@@ -347,6 +351,10 @@ def _begun(
 
 
 _DROPPED: Final = object()
+
+
+def _next_begun(underway: _Underway) -> Steps[Job[Rewritten | object | None]]:
+    return begin("rewrite", partial(_next, underway))
 
 
 def _next(underway: _Underway) -> Rewritten | object | None:

@@ -4,7 +4,8 @@ Theory of operation. An errand is a generator that runs in the worker's state th
 nothing slow itself: it yields what it waits for, and is resumed with the result.
 
 * `Task`: a job, beside the state thread; resumed with what it returned, or with its error.
-* `Together`: several jobs at once; resumed with the list of their results when all have ended.
+* `Begin`: a job, too; resumed at once with the job itself, and `FirstOf` several such: resumed
+  when one of them has ended.
 * `Rest`: nothing, for so many milliseconds.
 * `Turn`: the right to work: the worker lets only so many errands work at a time.
 
@@ -49,10 +50,17 @@ class Task(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
-    """Jobs that run side by side."""
+class Begin:
+    """A job that runs beside what comes next."""
 
-    tasks: tuple[Task[Any], ...]
+    task: Task[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOf:
+    """Jobs that were begun, one of which is waited for."""
+
+    jobs: tuple[Job[Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ class Turn:
     give_back: bool = False
 
 
-Wish: TypeAlias = Task[Any] | Together | Rest | Turn
+Wish: TypeAlias = Task[Any] | Begin | FirstOf | Rest | Turn
 Steps: TypeAlias = Generator[Wish, Any, T]
 """Part of an errand that ends with a value."""
 
@@ -124,10 +132,15 @@ def do(name: str, function: Callable[[], T]) -> Steps[T]:
     return result
 
 
-def do_all(tasks: Sequence[Task[T]]) -> Steps[list[T]]:
-    """Return what the functions return, run as jobs side by side."""
-    results: list[T] = yield Together(tuple(tasks))
-    return results
+def begin(name: str, function: Callable[[], T]) -> Steps[Job[T]]:
+    """Return a job that runs the function. Whoever begins one waits for its end, too."""
+    job: Job[T] = yield Begin(Task(name, function))
+    return job
+
+
+def first_of(jobs: Sequence[Job[Any]]) -> Steps[None]:
+    """Return when at least one of the jobs has ended."""
+    yield FirstOf(tuple(jobs))
 
 
 @dataclass(slots=True)

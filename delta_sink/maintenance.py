@@ -33,14 +33,15 @@ from delta_sink.compacting import checkpoint, compact
 from delta_sink.control import COMMANDS, Command, CommandName, parse_command
 from delta_sink.control_message import Refusal
 from delta_sink.errand import (
+    Begin,
     Ended,
     Errand,
+    FirstOf,
     Interrupted,
     Kept,
     Rest,
     Steps,
     Task,
-    Together,
     Turn,
     Upkeep,
     Wish,
@@ -119,13 +120,22 @@ class _Open:
     errand: Errand
     steps: Steps[None]
     received: Received | None
-    jobs: list[Job[Any]] = field(default_factory=list)
-    is_together: bool = False
+    job: Job[Any] | None = None
+    """What it is resumed with: the job's result, once it has ended."""
+    first_of: tuple[Job[Any], ...] = ()
+    begun: Job[Any] | None = None
     rests_until_ms: int = 0
     wants_turn: bool = False
     has_turn: bool = False
     spans: Spans = field(default_factory=Spans)
     begun_ms: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether no job is waited for any more."""
+        if self.first_of:
+            return any(job.is_done() for job in self.first_of)
+        return self.job is None or self.job.is_done()
 
 
 class Maintainer:
@@ -214,7 +224,7 @@ class Maintainer:
     def step(self) -> None:
         """Poll once and do all that can be done now."""
         assert self._consumer is not None
-        is_busy = any(each.jobs for each in self._open) or self._starting is not None
+        is_busy = any(each.job or each.first_of for each in self._open) or self._starting is not None
         if is_busy:
             self._jobs.wait_ms(POLL_IDLE_MS)
         polled = self._consumer.poll(RECORDS_MAX, POLL_BUSY_MS if is_busy else POLL_IDLE_MS)
@@ -435,7 +445,7 @@ class Maintainer:
     def _resume(self, each: _Open, now_ms: int) -> None:
         """Let an errand go on as far as it can without waiting."""
         while each in self._open:
-            if any(not job.is_done() for job in each.jobs) or now_ms < each.rests_until_ms:
+            if not each.is_ready or now_ms < each.rests_until_ms:
                 return
             if each.wants_turn:
                 taken = sum(other.has_turn for other in self._open)
@@ -446,16 +456,15 @@ class Maintainer:
             self._feed(each, now_ms)
 
     def _feed(self, each: _Open, now_ms: int) -> None:
-        jobs, each.jobs = each.jobs, []
+        job, begun = each.job, each.begun
+        each.job, each.begun, each.first_of = None, None, ()
         try:
             try:
-                results = [job.result() for job in jobs]
+                answer = job.result() if job is not None else begun
             except Exception as error:  # noqa: BLE001  # the errand decides what it means
                 wish = each.steps.throw(error)
             else:
-                wish = each.steps.send(
-                    results if each.is_together else results[0] if results else None
-                )
+                wish = each.steps.send(answer)
         except StopIteration:
             self._open.remove(each)
             self._trace(each)
@@ -468,13 +477,13 @@ class Maintainer:
         self._wish(each, wish, now_ms)
 
     def _wish(self, each: _Open, wish: Wish, now_ms: int) -> None:
-        each.is_together = False
         match wish:
             case Task():
-                each.jobs = [self._submit(each, wish)]
-            case Together():
-                each.is_together = True
-                each.jobs = [self._submit(each, task) for task in wish.tasks]
+                each.job = self._submit(each, wish)
+            case Begin():
+                each.begun = self._submit(each, wish.task)
+            case FirstOf():
+                each.first_of = wish.jobs
             case Rest():
                 each.rests_until_ms = now_ms + wish.duration_ms
             case Turn():
