@@ -224,7 +224,9 @@ class Maintainer:
     def step(self) -> None:
         """Poll once and do all that can be done now."""
         assert self._consumer is not None
-        is_busy = any(each.job or each.first_of for each in self._open) or self._starting is not None
+        is_busy = (
+            any(each.job or each.first_of for each in self._open) or self._starting is not None
+        )
         if is_busy:
             self._jobs.wait_ms(POLL_IDLE_MS)
         polled = self._consumer.poll(RECORDS_MAX, POLL_BUSY_MS if is_busy else POLL_IDLE_MS)

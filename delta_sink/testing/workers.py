@@ -73,11 +73,12 @@ def make_maintainer(
     leases: FakeLeases,
     *,
     schedules: bool = True,
+    cores: int = 1,
 ) -> Maintainer:
     """Return a compactor or a vacuum on `host` that `world.spawn(host, maintainer.run)` starts.
 
     `settings.control` names the topics, which must exist. A compactor that `schedules` also asks
-    for maintenance by its policies.
+    for maintenance by its policies; it rewrites as many bins side by side as it has `cores`.
     """
     control = settings.control
     assert control is not None, "a maintenance worker follows a control topic"
@@ -92,7 +93,7 @@ def make_maintainer(
         table_uri=table_uri,
         worker=worker,
         memory_bytes_max=MEMORY_BYTES_MAX,
-        cores=1,
+        cores=cores,
         client=ControlClient(
             broker=kafka.broker(host),
             producer=kafka.producer(host),

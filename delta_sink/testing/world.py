@@ -549,6 +549,11 @@ class World:
         self._trace.append((self.now_us, task.title, label, detail))
 
     @property
+    def recorded(self) -> Iterable[tuple[int, str, str, object]]:
+        """What `trace` shows, as it is kept: virtual µs, task, switch point, detail."""
+        return self._trace
+
+    @property
     def trace(self) -> list[str]:
         """The newest half a million lines of what happened: time, task, switch point, detail."""
         return [

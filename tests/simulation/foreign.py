@@ -86,14 +86,21 @@ def append(sim: Simulation, number: int) -> int:
     return commit(sim, {"add": add | {"dataChange": True}})
 
 
-def write_rows(sim: Simulation, path: str, rows: list[tuple]) -> dict:
-    """Store a data file with these rows (tuples of `COLUMNS`); return its `add`."""
+def write_rows(
+    sim: Simulation, path: str, rows: list[tuple], values: dict[str, str | None] | None = None
+) -> dict:
+    """Store a data file with these rows (tuples of `COLUMNS`); return its `add`.
+
+    `values` are those of its table partition, null ones if none are given.
+    """
+    if values is None:
+        values = dict.fromkeys(sim.oracle.metadata.get("partitionColumns", ()))
     pieces = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(pieces, schema=ROWS), buffer)
     data = buffer.getvalue().to_pybytes()
     sim.store.write(path, data)
-    return {"path": path, "partitionValues": {}, "size": len(data), "modificationTime": 0}
+    return {"path": path, "partitionValues": values, "size": len(data), "modificationTime": 0}
 
 
 # --- stand-ins for maintenance ------------------------------------------------------------------

@@ -81,13 +81,18 @@ class Neighbour:
         return [{"protocol": protocol}, {"metaData": table | {"configuration": on}}]
 
     def compact(self) -> bool:
-        """Replace some of the oldest files by one, and their deletion vectors with them."""
+        """Replace some of a table partition's oldest files by one, deletion vectors with them."""
         oracle, sim = self._oracle, self._sim
-        chosen = list(oracle.files)[: self._random.choice([2, 5, 100])]
+        there = [oracle.adds[path]["partitionValues"] for path in oracle.files]
+        if not there:
+            return False
+        values = self._random.choice(there) if any(there) else {}
+        mine = [path for path in oracle.files if oracle.adds[path]["partitionValues"] == values]
+        chosen = mine[: self._random.choice([2, 5, 100])]
         if len(chosen) < 2:
             return False
         rows = [row for path in chosen for row in oracle.files[path]]
-        add = foreign.write_rows(sim, f"compacted-{oracle.entries}.parquet", rows)
+        add = foreign.write_rows(sim, f"compacted-{oracle.entries}.parquet", rows, values)
         removes = []
         for path in chosen:
             remove = {"path": path, "dataChange": False, "deletionTimestamp": sim.world.wall_ms}

@@ -439,7 +439,7 @@ class Oracle:
         require(found == [version], "I17", f"seek of {operator}: told {version}, found {found}")
 
 
-def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
+def _read(data: bytes, partition_values: dict[str, str | None]) -> list[Row]:
     """Return the rows of a data file, read in this thread and from its bytes alone."""
     file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
     table = file.read(use_threads=False)
@@ -450,7 +450,7 @@ def _read(data: bytes, partition_values: dict[str, str]) -> list[Row]:
             columns[name] += plain.to_pylist()
     for name, text in partition_values.items():
         # The log has the values of table partitions as text.
-        value = int(text) if name == "_kafka_partition" else text
+        value = int(text) if name == "_kafka_partition" and text is not None else text
         columns.setdefault(name, [value] * table.num_rows)
     nothing = [None] * table.num_rows
     return list(zip(*(columns.get(name, nothing) for name in COLUMNS), strict=True))

@@ -48,6 +48,8 @@ class Upkeeping:
     keepers: dict[str, Keeper] = field(default_factory=dict)
     past: list[Keeper] = field(default_factory=list)
     commands: int = 0
+    cores: int = 1
+    """So many bins a compactor started from now on rewrites side by side."""
     violations: list[Violation] = field(default_factory=list)
     _outcomes: dict[str, list[dict]] = field(default_factory=dict)
     _read_next: int = 0
@@ -107,7 +109,13 @@ class Upkeeping:
         sim = self.sim
         host = sim.world.host(name, skew_ms=skew_ms)
         maintainer = make_maintainer(
-            host, ROLES[name[0]], sim.settings, sim.kafka, sim.store, self.leases
+            host,
+            ROLES[name[0]],
+            sim.settings,
+            sim.kafka,
+            sim.store,
+            self.leases,
+            cores=self.cores,
         )
         task = sim.world.spawn(host, maintainer.run, may_fail=(FatalError,))
         self.keepers[name] = Keeper(host, maintainer, task)

@@ -122,15 +122,15 @@ MUTANTS = [
         "compact without looking whether inputs are live",
         scenario,
         (Change(InputsLive, "check", "in self.keys:", "in ():"),),
-        seeds=40,
-        seed=13,
+        seeds=80,
+        seed=35,
     ),
     Mutant(
         "compaction ignores the deletion vector of an input",
         scenario,
         (Change(compaction, "_without", "if low == high:", "if True:"),),
         seeds=60,
-        seed=17,
+        seed=1,
     ),
     Mutant(
         "a writer and a compactor that ignore the fence",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 from delta_sink.testing import Killed, World
 from tests.simulation.run import Outcome, commit, last_line, prepare, run_many, tell_many
@@ -23,6 +24,7 @@ VACUUM_STEPS = 6
 """Fewer than a test of them has: each step is a hundred appends."""
 
 
+SIDE_BY_SIDE = "bins rewritten side by side"
 PARTIAL = "kafka.partial_produce"
 """Needs several records in one send: here nobody sends so, as no record is bad."""
 
@@ -43,7 +45,22 @@ def run(seed: int) -> tuple[Outcome, Swarm]:
         outcome.faults += world.met
         outcome.events += found.done
         outcome.events += oracle.seen
+        outcome.events[SIDE_BY_SIDE] += _most_rewritten(world) > 1
         return outcome, found
+
+
+def _most_rewritten(world: World) -> int:
+    """Return how many bins at most one compactor rewrote at the same time."""
+    running: Counter[str] = Counter()
+    most = 0
+    for _, title, label, detail in world.recorded:
+        host, _, task = title.partition(":")
+        if label == "jobs.submit ends" and detail == "rewrite":
+            running[host] += 1
+            most = max(most, running[host])
+        elif task == "rewrite" and label.startswith("ends"):
+            running[host] -= 1
+    return most
 
 
 def run_one(seed: int) -> Outcome:
@@ -61,7 +78,7 @@ def declared_faults() -> list[str]:
 def missing(outcome: Outcome) -> list[str]:
     """Return every fault, event and effect that was never met."""
     never = [n for n in declared_faults() if not outcome.faults[n] and n != PARTIAL]
-    wanted = (*EVENTS, *VACUUM_EVENTS, *ALSO_MET, *EFFECTS)
+    wanted = (*EVENTS, *VACUUM_EVENTS, *ALSO_MET, *EFFECTS, SIDE_BY_SIDE)
     return never + [name for name in wanted if not outcome.events[name]]
 
 
@@ -70,7 +87,7 @@ def table(outcome: Outcome) -> str:
     parts = {
         "faults of transport, brokers and locks": (declared_faults(), outcome.faults),
         "what happened": ((*EVENTS, *VACUUM_EVENTS, *ALSO_MET), outcome.events),
-        "what maintenance did": (EFFECTS, outcome.events),
+        "what maintenance did": ((*EFFECTS, SIDE_BY_SIDE), outcome.events),
     }
     lines: list[str] = []
     for title, (names, counts) in parts.items():

@@ -342,12 +342,14 @@ def swarm(world: World, seed: int, *, vacuums: bool = False, judges_leases: bool
         f"vacuum.retention_hours_min={hours}",
         f"table.properties={{delta.deletedFileRetentionDuration: interval {keep}, "
         "delta.logRetentionDuration: interval 1 days}",
+        "table.partition_by=[_kafka_partition]" if seed % 4 == 1 else "",
         partitions=1 + seed % 3,
         judges_leases=judges_leases,
     )
     oracle = upkeeping.sim.oracle
     assert isinstance(oracle, UpkeepOracle)
     oracle.retention_ms = hours * HOUR_MS
+    upkeeping.cores = 1 + seed % 3
     found = Swarm(upkeeping, vacuums=vacuums)
     found.done["retention of an hour"] += hours == 1
     return found
