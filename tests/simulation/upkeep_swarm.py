@@ -270,8 +270,10 @@ class Swarm:
             open_ids = [sent for sent in self.sent if not self.it.is_answered(sent[1])]
             said = {name: self.it.states(name) for _, name, _ in open_ids}
             raise AssertionError(f"{open_ids} have no outcome: {said}; {error}") from None
-        # A command may fail in an outage, and of this one we ask that it succeeds.
+        # A command may fail in an outage, or while there is no table yet; of this one we ask that it
+        # succeeds.
         self._pass(max(0, self.outage_until_ms - self.sim.world.now_ms))
+        self.it.run(lambda: sim.oracle.version >= 0)
         last = self.it.send("compact")
         self.it.run(lambda: self.it.is_answered(last))
         assert self.it.states(last)[-1] == "succeeded", self.it.outcomes(last)
