@@ -102,6 +102,7 @@ def test_a_seat_that_is_taken_over_commits_nothing(tmp_path, kafka, minio, way):
         assert_exactly_once(sink, ledger)
 
 
+@pytest.mark.long
 def test_of_two_in_a_seat_one_leaves(tmp_path, kafka, minio):
     """A static member that wakes after its session takes its seat back or is told that it is lost.
 
