@@ -278,6 +278,10 @@ class World:
                 host.kill()
         for task in [task for task in self.tasks if not task.done]:
             self._throw(task)
+        for task in self.tasks:
+            # Frames of its traceback may hold a reader of Arrow's, which holds the store and with it
+            # this world, where the collector cannot see it.
+            task.error = task.result = None
 
     # --- switch points -------------------------------------------------------------------------
 

@@ -1,12 +1,17 @@
 """The simulated world itself: schedules from the seed, virtual time, kills, pauses, deadlocks."""
 
+import gc
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from delta_sink.ports import Assigned, OutgoingRecord
@@ -556,3 +561,32 @@ def test_the_docs_name_every_fault_and_every_switch_point_that_a_test_would_use(
     named = re.findall(r"`((?:store|consumer|producer|leases)\.[a-z_]+ [a-z]+)`", page)
     assert len(named) > 5
     assert [name for name in named if not any(label.startswith(name) for label in labels)] == []
+
+
+class _File(io.BytesIO):
+    """A file that knows its world, as one of a store does."""
+
+    def __init__(self, data, world):
+        super().__init__(data)
+        self.world = world
+
+
+def test_a_world_that_is_over_is_let_go():
+    """Also where a task failed whose frame holds a reader of Arrow's: through it no cycle is seen."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"a": [1]}), buffer)
+
+    def read(world):
+        reader = pq.ParquetFile(_File(buffer.getvalue(), world))
+        raise ValueError(reader.metadata.num_rows)
+
+    def run():
+        with World(0) as world:
+            task = world.spawn(world.host("a"), lambda: read(world), may_fail=(ValueError,))
+            world.run()
+            assert task.error.args == (1,)
+        return weakref.ref(world)
+
+    over = run()
+    gc.collect()
+    assert over() is None
