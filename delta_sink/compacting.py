@@ -255,12 +255,16 @@ def _by_slot(
 
 @dataclass(slots=True)
 class _Underway:
-    """A bin while it is rewritten; its `state` is where its inputs are known to be live."""
+    """A bin while it is rewritten; its `state` is where its inputs are known to be live.
+
+    `begun_ms` is when its present step was begun.
+    """
 
     steps: Iterator[Rewritten]
     state: LogState
     held: Held | None
     weight: Weight = field(default_factory=Weight)
+    begun_ms: int = 0
 
 
 def bins_at_once(upkeep: Upkeep, target_file_bytes: int) -> int:
@@ -313,19 +317,20 @@ def _rewrite_all(
     upkeep, waiting = errand.upkeep, list(reversed(bins))
     weights = [Weight() for _ in range(bins_at_once(upkeep, plan.policy.target_file_bytes))]
     running: list[tuple[_Underway, Job[Rewritten | object | None]]] = []
-    began_ms, bytes_before = upkeep.log.clock.elapsed_ms(), tally.bytes_removed
+    due_ms = 0
     try:
         while waiting or running:
             yield from errand.go_on()
             while waiting and weights:
                 each = _begun(upkeep, plan, *waiting.pop(), weights.pop())
-                running.append((each, (yield from _next_begun(each))))
+                running.append((each, (yield from _next_begun(upkeep, each))))
             yield from first_of([job for _, job in running])
             each, job = running.pop(next(i for i, (_, job) in enumerate(running) if job.is_done()))
             step = job.result()
             if isinstance(step, Rewritten) and (yield from _commit(errand, each, step, tally)):
-                yield from _slow_down(upkeep, tally.bytes_removed - bytes_before, began_ms)
-                running.append((each, (yield from _next_begun(each))))
+                bytes_read = sum(file.size_bytes for file in step.inputs)
+                due_ms = yield from _slow_down(upkeep, bytes_read, max(due_ms, each.begun_ms))
+                running.append((each, (yield from _next_begun(upkeep, each))))
             else:
                 tally.dropped += step is not None
                 weights.append(each.weight)
@@ -353,7 +358,8 @@ def _begun(
 _DROPPED: Final = object()
 
 
-def _next_begun(underway: _Underway) -> Steps[Job[Rewritten | object | None]]:
+def _next_begun(upkeep: Upkeep, underway: _Underway) -> Steps[Job[Rewritten | object | None]]:
+    underway.begun_ms = upkeep.log.clock.elapsed_ms()
     return begin("rewrite", partial(_next, underway))
 
 
@@ -384,15 +390,19 @@ def _commit(errand: Errand, underway: _Underway, step: Rewritten, tally: Tally) 
     return True
 
 
-def _slow_down(upkeep: Upkeep, bytes_read: int, began_ms: int) -> Steps[None]:
-    """Wait so long that the budget of bytes read a second is kept."""
+def _slow_down(upkeep: Upkeep, bytes_read: int, began_ms: int) -> Steps[int]:
+    """Wait so long that the budget of bytes read a second is kept; return when that is.
+
+    Time in which nothing was read, as in a pause, is not made up for later.
+    """
     per_second_max = upkeep.settings.compaction.bytes_per_s_max
     if per_second_max is None:
-        return
+        return 0
     due_ms = began_ms + 1_000 * bytes_read // per_second_max
     spare_ms = due_ms - upkeep.log.clock.elapsed_ms()
     if spare_ms > 0:
         yield Rest(spare_ms)
+    return due_ms
 
 
 # --- dividing -------------------------------------------------------------------------------------

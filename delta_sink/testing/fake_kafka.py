@@ -236,10 +236,7 @@ class FakeKafka:
         time_ms = self.world.wall_ms if timestamp_ms is None else timestamp_ms
         tp = TopicPartition(topic, partition)
         offset = self.log(tp).append(value, key, headers, time_ms)
-        self.version += 1
-        for reader in self.readers:
-            if reader.reads(tp):
-                reader.wake()
+        self.wake_readers(tp)
         return offset
 
     def transaction(self) -> FakeTransaction:
@@ -300,11 +297,12 @@ class FakeKafka:
             if name in names or _matches(pattern, name)
         ]
 
-    def wake_readers(self) -> None:
-        """Let every waiting poll look again: there may be something to read or to know."""
+    def wake_readers(self, of: TopicPartition | None = None) -> None:
+        """Let waiting polls look again, all of them or those that read one partition."""
         self.version += 1
         for reader in self.readers:
-            reader.wake()
+            if of is None or reader.reads(of):
+                reader.wake()
 
     def check_allowed(self) -> None:
         """Raise FatalError if clients are refused now."""

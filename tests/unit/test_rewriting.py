@@ -9,9 +9,10 @@ import pytest
 from delta_sink import compacting
 from delta_sink.compacting import Tally
 from delta_sink.delta.compaction import Rewritten
-from delta_sink.errand import Begin, FirstOf, Interrupted
+from delta_sink.errand import Begin, FirstOf, Interrupted, Rest
 
 AT_ONCE = 2
+STEP_BYTES = 1_000
 
 
 class Step(Rewritten):
@@ -19,6 +20,7 @@ class Step(Rewritten):
 
     def __init__(self, name):
         object.__setattr__(self, "name", name)
+        object.__setattr__(self, "inputs", (SimpleNamespace(size_bytes=STEP_BYTES),))
 
 
 class Job:
@@ -39,13 +41,15 @@ class Job:
 class Bench:
     """Runs `_rewrite_all` over bins that are lists of steps; jobs end in the order it is told."""
 
-    def __init__(self, monkeypatch, bins, *, refused=()):
+    def __init__(self, monkeypatch, bins, *, refused=(), bytes_per_s_max=None):
         self.jobs = []
+        self.rests_ms = []
+        self.now_ms = 0
         self.committed = []
         self.tally = Tally()
         self.stop = False
-        clock = SimpleNamespace(elapsed_ms=lambda: 0)
-        compaction = SimpleNamespace(bytes_per_s_max=None)
+        clock = SimpleNamespace(elapsed_ms=lambda: self.now_ms)
+        compaction = SimpleNamespace(bytes_per_s_max=bytes_per_s_max)
         upkeep = SimpleNamespace(
             log=SimpleNamespace(clock=clock), settings=SimpleNamespace(compaction=compaction)
         )
@@ -90,6 +94,9 @@ class Bench:
                 if isinstance(wish, Begin):
                     answer = Job(wish.task.function)
                     self.jobs.append(answer)
+                elif isinstance(wish, Rest):
+                    self.rests_ms.append(wish.duration_ms)
+                    self.now_ms += wish.duration_ms
                 elif isinstance(wish, FirstOf):
                     self._waits_for = wish.jobs
                     if not any(job.is_done() for job in wish.jobs):
@@ -136,6 +143,23 @@ def test_who_is_stopped_waits_for_what_still_runs(monkeypatch):
     bench.end(2)
     assert isinstance(bench.error, Interrupted)
     assert len(bench.jobs) == 3, "nothing more was begun"
+
+
+def test_the_budget_of_bytes_holds_for_all_bins_together(monkeypatch):
+    bench = Bench(monkeypatch, [["a1", "a2"], ["b1"]], bytes_per_s_max=STEP_BYTES)
+    bench.end(0)
+    bench.end(1)
+    assert bench.rests_ms == [1_000, 1_000], "two steps that began together take two seconds"
+
+
+def test_a_pause_is_not_made_up_for(monkeypatch):
+    bench = Bench(monkeypatch, [["a1", "a2", "a3"]], bytes_per_s_max=STEP_BYTES)
+    bench.now_ms += 3_600_000
+    bench.end(0)
+    assert bench.rests_ms == []
+    bench.end(1)
+    bench.end(2)
+    assert bench.rests_ms == [1_000, 1_000], "as much a second as without the pause"
 
 
 @pytest.mark.parametrize("first", [0, 1])
