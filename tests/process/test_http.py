@@ -102,6 +102,11 @@ def test_metrics_status_log_and_table_agree(tmp_path, broker):
             return [p["lag_records"] for p in status(writer)["partitions"]] == [0, 0]
 
         wait_until(has_caught_up, 30, "the lag is seen to be 0")
+
+        def rows_told():
+            return sum(event["rows"] for event in writer.events("table_committed"))
+
+        wait_until(lambda: rows_told() == 500, 10, "the log tells of the last commit")
         found, said = figures(writer), status(writer)
         commits = writer.events("table_committed")
         table = DeltaTable(str(tmp_path / "table"))

@@ -124,15 +124,18 @@ def test_a_commit_of_one_file_is_two_requests(tmp_path, broker, server, proxy):
     with with_environment(sink_on(tmp_path, broker, "counted"), proxy.url) as sink:
         writer = sink.start()
         produce(broker.bootstrap_servers, "counted", values(range(10)))
-        wait_until(lambda: writer.events("table_committed"), 30, "the first commit")
-        time.sleep(0.3)
+
+        def rows_told():
+            return sum(event["rows"] for event in writer.events("table_committed"))
+
+        wait_until(lambda: rows_told() == 10, 30, "the first commit")
         before, commits_before = len(proxy.requests), len(writer.events("table_committed"))
         for round_ in range(5):
             first = 10 + round_ * 10
             produce(broker.bootstrap_servers, "counted", values(range(first, first + 10)))
             time.sleep(0.3)
-        wait_until(lambda: len(ids_at(server, "counted")) == 60, 20, "everything is there")
-        time.sleep(0.3)
+        wait_until(lambda: rows_told() == 60, 20, "everything is there")
+        assert len(ids_at(server, "counted")) == 60
         commits = len(writer.events("table_committed")) - commits_before
         requests = proxy.requests[before:]
         assert commits >= 3

@@ -83,7 +83,7 @@ def test_a_running_writer_is_sought_back_and_forth(tmp_path, broker):
         wait_until(lambda: txn(sink) == len(ledger) + 200, 60, "the rest is committed")
         again = seek(sink, "--to-offset", str(len(ledger) + 150), "--execute")
         wait_until(lambda: txn(sink) == len(ledger) + 200, 90, "an idle writer notices a seek")
-        assert len(writer.events("resynced")) >= 2
+        wait_until(lambda: len(writer.events("resynced")) >= 2, 30, "it says so")
         assert writer.stop() == 0
         audit = sink.audit()
         found, covered = offsets_in(sink), by_receipts(sink)
