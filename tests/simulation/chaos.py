@@ -241,6 +241,7 @@ class Chaos:
             error = task.error
             if error is not None and self.operator.knows(error):
                 self.done["refused with a sentence"] += 1
+                self.operator.hear(str(error))
             elif isinstance(error, FatalError):
                 if not str(error).startswith(NO_PROGRESS):
                     raise error

@@ -66,6 +66,14 @@ class Operator:
             SENTENCES[what] in str(error) for what in self._expected
         )
 
+    def hear(self, sentence: str) -> None:
+        """Adopt once more, as the sentence says, where a late claim was under the old topic id.
+
+        Whoever asked before that claim landed was told that there is nothing to adopt.
+        """
+        if "recreated" in self._expected and "--adopt-topic" in sentence:
+            self._is_recreated = True
+
     def seek_somewhere(self, random: Random) -> bool | None:
         """Seek one partition to some offset that Kafka has; False if this is no time for it."""
         if self.is_busy or self._chaos.is_quiet or self._sim.oracle.version < 1:
