@@ -207,6 +207,7 @@ class Maintainer:
         for command in commands:
             # One after the other, so that each outcome stands where its command does.
             self._begin(command, None)
+            self._advance()
             while self._open and not self._is_finished():
                 self._jobs.wait_ms(POLL_IDLE_MS)
                 self._advance()

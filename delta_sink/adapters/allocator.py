@@ -1,18 +1,25 @@
 """How this process takes memory and gives it back. Import it before anything that imports Arrow.
 
-A writer allocates and frees large buffers from a dozen threads. Left alone, the C library keeps
-freed memory in an arena for each of them, and Arrow's own allocator keeps freed pages for itself.
-Measured while 100 MB of JSON were drained with 16 MiB of records in the process at a time: 280 to
-370 MiB resident left alone, 210 to 250 MiB so, in the same time.
+A writer allocates and frees large buffers from a dozen threads, a compactor thousands of small ones
+between large ones. Left alone, the C library keeps freed memory in an arena for each thread, and
+Arrow's own allocator keeps freed pages for itself. Measured while 100 MB of JSON were drained with
+16 MiB of records in the process at a time: 280 to 370 MiB resident left alone, 210 to 250 MiB so, in
+the same time.
+
+For Arrow's buffers jemalloc is used, with one arena that all threads share and no caches beside it,
+and with a fifth of a second until freed pages go back. The C library, asked for aligned buffers,
+leaves gaps that later ones do not fit: 10,000 small files took a compactor 179 MiB with it, 150 with
+jemalloc. A drain takes as much memory and no more CPU with either.
 
 Arrow chooses its allocator when it is loaded, by a variable of the environment, and parts of it go
-by that choice alone whatever is said later; hence the variable is set when this module is loaded.
+by that choice alone whatever is said later; hence the variables are set when this module is loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from typing import Final
 
@@ -26,11 +33,20 @@ with 4 MiB and 11.9 with 8 MiB, and at its peak 310, 324 and 388 MiB."""
 TRIM_THRESHOLD_BYTES: Final = 16 * 1024 * 1024
 """So much freed memory at the end of an arena is kept for the next buffers."""
 
+JEMALLOC: Final = "narenas:1,tcache:false,dirty_decay_ms:200,muzzy_decay_ms:0"
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
-os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+# Arrow for Linux with glibc comes with jemalloc; elsewhere it may not, and would warn.
+if sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc":
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", JEMALLOC)
+else:
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+# NumPy is not asked for linear algebra here; its library would start a thread for each core.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def give_memory_back() -> None:

@@ -38,7 +38,7 @@ from delta_sink.delta.deletion_vector import (
     vector_place,
 )
 from delta_sink.delta.file_columns import file_keys
-from delta_sink.delta.file_stream import FileStream, Weight, group_bytes
+from delta_sink.delta.file_stream import FileStream, Weight
 from delta_sink.delta.hive import add_path, object_path
 from delta_sink.delta.ordering import Order, check_order, ordered
 from delta_sink.delta.parquet import DataFile, FileLayout
@@ -218,8 +218,9 @@ class _Rewrite:
         self._rows += table.num_rows
         for piece, size_bytes in _pieces(table, round(self._target * PIECE_SHARE)):
             if self._stream is None:
-                group = group_bytes(self._target)
-                self._stream = FileStream(self._layout, self._bin.values, self._weight, group)
+                self._stream = FileStream(
+                    self._layout, self._bin.values, self._weight, self._target
+                )
             self._stream.write(piece, size_bytes)
             if self._is_full(OVERFULL_SHARE):
                 self._end_file()
@@ -333,6 +334,8 @@ def _deleted(store: ObjectStore, file: InputFile) -> Positions:
 
 def _without(table: pa.Table, deleted: Positions, first: int) -> pa.Table:
     """Return the rows of `table`, which begins at row `first` of its file, that are not deleted."""
+    if not len(deleted):
+        return table
     low, high = np.searchsorted(deleted, (first, first + table.num_rows))
     if low == high:
         return table

@@ -7,7 +7,10 @@ the bytes that it has.
 
 from __future__ import annotations
 
+import io
+import mmap
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,8 +19,13 @@ from delta_sink.delta.parquet import DataFile, FileLayout, file_path, open_write
 from delta_sink.delta.statistics import file_statistics
 from delta_sink.delta.statistics_merge import merge_statistics
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 GROUP_BYTES_MIN = 4 * 1024 * 1024
 GROUP_BYTES_MAX = 32 * 1024 * 1024
+ROOM_SHARE = 1.25
+"""Room for so much of the wanted size is set aside for a file; it grows where that is too little."""
 
 
 def group_bytes(target_file_bytes: int) -> int:
@@ -47,25 +55,67 @@ class Weight:
         return arrow_bytes * self.file_bytes / self.arrow_bytes
 
 
+class Room(io.RawIOBase):
+    """A file that is written into memory of its own, which the system has back when it is dropped.
+
+    A buffer of Arrow's doubles, and is copied, until the file fits; what was freed on the way stays
+    with the process for a while. Here only pages that were written to take memory.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__()
+        self._pages = mmap.mmap(-1, size_bytes)
+        self._written = 0
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return self._written
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Append `data`, and return its size in bytes."""
+        with memoryview(data) as view:
+            end = self._written + view.nbytes
+            if end > len(self._pages):
+                larger = mmap.mmap(-1, 2 * end)
+                larger[: self._written] = self._pages[: self._written]
+                self._pages = larger
+            self._pages[self._written : end] = view.cast("B")
+            self._written = end
+            return view.nbytes
+
+    def taken(self) -> memoryview:
+        """Return what was written; nothing more may be."""
+        return memoryview(self._pages)[: self._written]
+
+
 @dataclass(slots=True)
 class FileStream:
     """One data file of one table partition in the making. Memory: the file, and one row group.
 
-    `values` are those of the table partition, in the order of `layout.partition_by`. A row group
-    ends when the Arrow columns that wait for it are `group_bytes_max` large.
+    `values` are those of the table partition, in the order of `layout.partition_by`. The file is to
+    be about `target_file_bytes` large; whoever writes it decides when it is.
     """
 
     layout: FileLayout
     values: tuple[str | None, ...]
     weight: Weight
-    group_bytes_max: int = GROUP_BYTES_MAX
+    target_file_bytes: int
     rows: int = 0
-    _sink: pa.BufferOutputStream = field(default_factory=pa.BufferOutputStream)
+    _room: Room = field(init=False)
     _writer: pq.ParquetWriter | None = None
     _waiting: list[pa.Table] = field(default_factory=list)
     _waiting_bytes: int = 0
     _waiting_rows: int = 0
     _stats: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Set room aside."""
+        target = self.target_file_bytes
+        self._room = Room(round(ROOM_SHARE * target) + group_bytes(target))
 
     def write(self, table: pa.Table, arrow_bytes: int) -> None:
         """Take rows with the columns of `layout.file_fields`; they follow those before.
@@ -76,14 +126,14 @@ class FileStream:
         self._waiting_bytes += arrow_bytes
         self._waiting_rows += table.num_rows
         self.rows += table.num_rows
-        is_large = self._waiting_bytes >= self.group_bytes_max
+        is_large = self._waiting_bytes >= group_bytes(self.target_file_bytes)
         if is_large or self._waiting_rows >= self.layout.row_group_rows:
             self.flush()
 
     @property
     def written_bytes(self) -> int:
         """Bytes of the row groups that are encoded."""
-        return int(self._sink.tell())
+        return self._room.tell()
 
     @property
     def estimated_bytes(self) -> float:
@@ -97,28 +147,25 @@ class FileStream:
         # In the chunks that it came in: to join them would take the row group's memory once more.
         table = pa.concat_tables(self._waiting)
         if self._writer is None:
-            self._writer = open_writer(self._sink, table, self.layout)
+            self._writer = open_writer(self._room, table, self.layout)
         before = self.written_bytes
         self._writer.write_table(table, row_group_size=self.layout.row_group_rows)
         self.weight.take(arrow_bytes=self._waiting_bytes, file_bytes=self.written_bytes - before)
         columns_max = self.layout.statistics_columns
         self._stats.append(file_statistics(self.layout.file_fields, table, columns_max=columns_max))
         self._waiting, self._waiting_bytes, self._waiting_rows = [], 0, 0
-        del table
-        # What hundreds of small inputs leave between live buffers came to 30 MiB (10,000 files).
-        pa.default_memory_pool().release_unused()
 
     def finish(self, *, tag: int, unique_id: str) -> DataFile:
         """Return the file, ready to be uploaded. Only when it has rows; the stream ends here."""
         self.flush()
         assert self._writer is not None, "a file without rows"
         self._writer.close()
-        data = self._sink.getvalue()
+        data = self._room.taken()
         found = pq.read_metadata(pa.BufferReader(data)).num_rows
         assert found == self.rows, f"a file was written with {found} rows, wanted {self.rows}"
         return DataFile(
             path=file_path(self.layout, self.values, tag=tag, unique_id=unique_id),
-            data=memoryview(data).cast("B"),
+            data=data,
             partition_values=dict(zip(self.layout.partition_by, self.values, strict=True)),
             rows=self.rows,
             stats=merge_statistics(self.layout.file_fields, self._stats),

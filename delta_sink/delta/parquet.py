@@ -7,6 +7,7 @@ under `DataFile.path` and then named by an `add` action; the name carries the fi
 from __future__ import annotations
 
 import inspect
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -219,7 +220,9 @@ def file_path(
     return f"{folder}/{name}" if folder else name
 
 
-def open_writer(sink: pa.NativeFile, sample: pa.Table, layout: FileLayout) -> pq.ParquetWriter:
+def open_writer(
+    sink: pa.NativeFile | io.RawIOBase, sample: pa.Table, layout: FileLayout
+) -> pq.ParquetWriter:
     """Return a writer of rows like `sample` into `sink`, as `layout` has it.
 
     `sample` has the columns of the file; its first rows decide which get a dictionary, and its
