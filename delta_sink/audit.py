@@ -47,7 +47,7 @@ from delta_sink.delta.commit import OPEN_TRIES_MAX, Log
 from delta_sink.delta.logstore import Checkpoint, Listing
 from delta_sink.delta.receipt import RETIRED, PartitionReceipt, Receipt, receipt_of
 from delta_sink.delta.repeat import put_once
-from delta_sink.errors import ObjectMissing, TableRefused
+from delta_sink.errors import CommitConflict, ObjectMissing, TableRefused
 from delta_sink.model import AppId, runs_of
 
 __all__ = [
@@ -86,9 +86,9 @@ def audit_log(log: Log, sink: str) -> Audit:
 def write_anchor(log: Log, version: int) -> None:
     """Return once there is an anchor of `version`: entries up to it may be cleaned up then.
 
-    `version` must have a checkpoint.
-
     Raises:
+        CommitConflict: the version lacks its entry or its checkpoint: somebody else cleaned up
+            meanwhile. Nothing was written; plan again.
         TableRefused: an entry cannot be read, or the anchor that is there is of no use.
         RetriableError, StoreRefused: as the store says.
     """
@@ -143,8 +143,12 @@ class _Walk:
 
     def anchor(self, version: int) -> Anchor:
         """Return what the entries up to `version`, and the anchor below them, prove."""
-        if version not in self._checkpoints:
-            raise TableRefused(f"version {version} has no checkpoint: it cannot be an anchor")
+        if version not in self._entries or version not in self._checkpoints:
+            lacks = "checkpoint" if version in self._entries else "log entry"
+            raise CommitConflict(
+                f"version {version} has no {lacks}, so that nothing below it may be cleaned up: "
+                f"did somebody else clean up meanwhile?"
+            )
         version_next = self._walk(version)
         assert version_next == version + 1, (version_next, version)
         self._files.finish()

@@ -28,6 +28,7 @@ from delta_sink.delta.compaction import (
     rewrite_bin,
 )
 from delta_sink.delta.compaction_plan import Bin, CompactionPolicy, plan_bins, target_file_bytes
+from delta_sink.delta.course import Course
 from delta_sink.delta.file_stream import Weight
 from delta_sink.delta.hive import partition_path
 from delta_sink.delta.ordering import Order, check_order
@@ -35,6 +36,7 @@ from delta_sink.delta.parquet import FileLayout
 from delta_sink.delta.schema import TableSchema
 from delta_sink.delta.snapshot import read_snapshot
 from delta_sink.delta.state import LogState
+from delta_sink.delta.table import Author
 from delta_sink.errand import Ended, Errand, Rest, Steps, Turn, Upkeep, begin, do, first_of
 from delta_sink.errors import FencedError, ObjectMissing, RetriableError, TableRefused
 from delta_sink.lease import Held, lease_key, slot_key, slot_of
@@ -50,6 +52,9 @@ DIVIDE_BYTES: Final = 2 * 1024 * MIB
 
 PLAN_FILES_MAX: Final = 50_000
 """A plan of more files is not kept for the next part: it takes some kilobytes a file."""
+
+BINS_A_THREAD: Final = 4
+"""So many bins a thread are rewritten together, as far as there are."""
 
 ROUNDS_MAX: Final = 3
 """How often what was dropped, because others changed the files, is planned anew."""
@@ -67,9 +72,14 @@ ROW_GROUP_BYTES: Final = 96 * MIB
 
 @dataclass(frozen=True, slots=True)
 class CompactionPlan:
-    """What a command comes to: bins by slot, planned from the table at `state`."""
+    """What a command comes to: bins by slot, planned from the table at `state`.
+
+    `course` is of the log since then. Only one errand works at a time, so that it is shared by all
+    parts of a command.
+    """
 
     state: LogState
+    course: Course
     layout: FileLayout
     policy: CompactionPolicy
     slots: Mapping[int, tuple[Bin, ...]]
@@ -197,7 +207,8 @@ def plan_compaction_of(upkeep: Upkeep, args: Compact, part: Part | None) -> Comp
         del snapshot, files
         # What planning took would stay in the process beside what rewriting takes.
         pa.default_memory_pool().release_unused()
-        return CompactionPlan(state, layout, policy, _by_slot(bins, layout.partition_by, part))
+        slots = _by_slot(bins, layout.partition_by, part)
+        return CompactionPlan(state, Course(state, bins), layout, policy, slots)
     raise TableRefused("checkpoints came and went faster than they could be read: try again")
 
 
@@ -262,6 +273,7 @@ class _Underway:
 
     steps: Iterator[Rewritten]
     state: LogState
+    course: Course
     held: Held | None
     weight: Weight = field(default_factory=Weight)
     begun_ms: int = 0
@@ -275,13 +287,17 @@ def bins_at_once(upkeep: Upkeep, target_file_bytes: int) -> int:
 
 
 def _together(plan: CompactionPlan, at_once: int) -> Iterator[list[int]]:
-    """Yield slots, rising, as many together as it takes for `at_once` bins."""
+    """Yield slots, rising, as many together as it takes to keep `at_once` threads busy.
+
+    They wait for the last bin of each group: one after the other where there is one thread.
+    """
+    wanted = 1 if at_once == 1 else BINS_A_THREAD * at_once
     slots: list[int] = []
     count = 0
     for slot in sorted(plan.slots):
         slots.append(slot)
         count += len(plan.slots[slot])
-        if count >= at_once:
+        if count >= wanted:
             yield slots
             slots, count = [], 0
     if slots:
@@ -352,7 +368,7 @@ def _begun(
         order=plan.policy.order,
         weight=weight,
     )
-    return _Underway(steps, plan.state, held, weight)
+    return _Underway(steps, plan.state, plan.course, held, weight)
 
 
 _DROPPED: Final = object()
@@ -374,9 +390,9 @@ def _next(underway: _Underway) -> Rewritten | object | None:
 def _commit(errand: Errand, underway: _Underway, step: Rewritten, tally: Tally) -> Steps[bool]:
     """Return whether a step is in the log, so that its bin may go on."""
     yield from errand.go_on()
-    upkeep, author, state = errand.upkeep, errand.author(underway.held), underway.state
+    upkeep, author = errand.upkeep, errand.author(underway.held)
     try:
-        done = yield from do("commit", lambda: commit_rewritten(upkeep.log, state, step, author))
+        done = yield from do("commit", lambda: _committed(upkeep, underway, step, author))
     except FencedError as error:
         upkeep.log.telemetry.event("compaction_dropped", "info", reason=str(error))
         return False
@@ -388,6 +404,15 @@ def _commit(errand: Errand, underway: _Underway, step: Rewritten, tally: Tally) 
     if tally.commits % PROGRESS_COMMITS == 0:
         yield from errand.tell("progress", "", tally.result)
     return True
+
+
+def _committed(upkeep: Upkeep, underway: _Underway, step: Rewritten, author: Author) -> Compacted:
+    """Return once a step is in the log, from the newest state that the plan's bins have reached."""
+    course = underway.course
+    state = course.live_at(step.inputs, underway.state)
+    done = commit_rewritten(course.listen(upkeep.log), state, step, author)
+    course.reach(done.state)
+    return done
 
 
 def _slow_down(upkeep: Upkeep, bytes_read: int, began_ms: int) -> Steps[int]:

@@ -78,6 +78,7 @@ LAYERS: list[tuple[str, tuple[str, ...]]] = [
             "delta.checkpoint_files",
             "delta.checkpoint_write",
             "delta.snapshot",
+            "delta.course",
             "delta.compaction",
             "delta.vacuum",
             "delta.cleanup",

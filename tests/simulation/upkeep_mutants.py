@@ -10,10 +10,12 @@ import sys
 from delta_sink import errand, vacuuming
 from delta_sink.delta import checkpoint_write, cleanup, compaction
 from delta_sink.delta.conditions import FenceBelow, InputsLive
+from delta_sink.delta.course import Course
 from delta_sink.delta.plan import TagAboveFence
 from delta_sink.maintenance import Maintainer
 from delta_sink.testing import World
 from tests.simulation.mutants import Change, Mutant, hunt
+from tests.simulation.neighbour import Neighbour
 from tests.simulation.run import prepare
 from tests.simulation.upkeep import Upkeeping
 from tests.simulation.upkeep_swarm import run_seed
@@ -101,6 +103,28 @@ def log_keeping(seed: int) -> None:
         it.check()
 
 
+def others_compact(seed: int) -> None:
+    """Another engine compacts a table partition while ours is at work on all of them."""
+    with World(seed) as world:
+        alone = "compaction.age_max_ms=86400000"  # nothing but the command
+        it = Upkeeping.of(world, "table.partition_by=[_kafka_partition]", alone, partitions=4)
+        sim, random = it.sim, world.random("others compact")
+        sim.start("w0")
+        for _ in range(4):
+            sim.fill(8)
+            sim.run(lambda: sim.is_complete)
+        it.cores = 1 + seed % 3
+        it.start("c0")
+        name = it.send("compact")
+        it.run(lambda: "started" in it.states(name))
+        neighbour = Neighbour(sim, world.random("neighbour"))
+        world.after_steps(random.randrange(200), neighbour.compact)
+        it.run(lambda: it.is_answered(name))
+        sim.finish()
+        it.stop()
+        it.check()
+
+
 FOREIGN_CLOCK = Mutant(
     "a lease that trusts a foreign clock",
     scenario,
@@ -124,6 +148,12 @@ MUTANTS = [
         (Change(InputsLive, "check", "in self.keys:", "in ():"),),
         seeds=80,
         seed=35,
+    ),
+    Mutant(
+        "a bin goes on from where the others are, whatever became of its inputs",
+        others_compact,
+        (Change(Course, "live_at", "if version is not None:", "if False:"),),
+        seeds=200,
     ),
     Mutant(
         "compaction ignores the deletion vector of an input",

@@ -18,7 +18,7 @@ from delta_sink.delta.receipt import RECEIPT_FORMAT, Receipt, partition_receipt
 from delta_sink.delta.snapshot import read_snapshot
 from delta_sink.delta.table import Author, commit_info
 from delta_sink.delta.vacuum import raise_fence
-from delta_sink.errors import StoreRefused, StoreUnavailable, TableRefused
+from delta_sink.errors import CommitConflict, StoreRefused, StoreUnavailable, TableRefused
 from delta_sink.model import AppId, OffsetRange
 from tests.unit.maintained import AUTHOR, DAY_MS, HOUR_MS, P0, P1, Killed, Maintained
 from tests.unit.scripted import lost_after, lost_before, refused
@@ -481,8 +481,25 @@ def again_data(table, version):
 
 def test_an_anchor_needs_a_checkpoint():
     table = aged(days=2)
-    with pytest.raises(TableRefused, match="version 1 has no checkpoint"):
+    with pytest.raises(CommitConflict, match="version 1 has no checkpoint"):
         write_anchor(table.log, 1)
+
+
+def test_a_clean_up_that_another_overtook_is_planned_again():
+    """Another engine removes the entry that is to be kept, and leaves its checkpoint."""
+    table = aged()
+    plan = plan_cleanup(table.log, vacuum_retention_ms=WEEK_MS)
+    for version in range(plan.keep_from + 1):
+        del table.store.objects[entry_path(version)]
+    before = set(table.store.objects)
+    fold = lambda version: write_anchor(table.log, version)  # noqa: E731
+    with pytest.raises(CommitConflict, match=f"version {plan.keep_from} has no log entry"):
+        clean_log(table.log, plan, fold=fold)
+    assert set(table.store.objects) == before
+    again, done = clean(table)
+    assert done.is_complete
+    assert again.keep_from is None or again.keep_from > plan.keep_from
+    assert audit_log(table.log, AUTHOR.sink).violations == ()
 
 
 @pytest.mark.parametrize(
