@@ -24,8 +24,11 @@ from tests.simulation.run import Outcome, kind_of, names, run, run_many, table
 ROOT = Path(__file__).parents[2]
 SEEDS = range(60)
 
-BUGS = {27: "a topic created again and filled at once was read on under its old name"}
-"""Seeds that found a bug of the product, and which it was. They stay in the test for ever."""
+BUGS = {
+    27: "a topic created again and filled at once was read on under its old name",
+    304053: "of the world: its operator adopted a topic before a claim under the old id landed",
+}
+"""Seeds that found a bug, and which it was. They stay in the test for ever."""
 
 
 @pytest.mark.parametrize("seed", [*SEEDS, *BUGS])
