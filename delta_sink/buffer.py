@@ -46,11 +46,15 @@ IDLE_FLUSH_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class FlushPolicy:
-    """When a batch is due: so long after its first record, or so large."""
+    """When a batch is due: so long after its first record, or so large.
+
+    `bytes_max` counts the records' own bytes, `held_bytes_max` what they occupy.
+    """
 
     interval_ms: int
     rows_max: int
     bytes_max: int
+    held_bytes_max: int
     chunk_bytes: int
 
 
@@ -102,6 +106,7 @@ class Intake:
         self._batch_since_ms: int | None = None
         self._batch_records = 0
         self._batch_bytes = 0
+        self._batch_held_bytes = 0
 
     @property
     def held_bytes(self) -> int:
@@ -115,11 +120,13 @@ class Intake:
 
     def add(self, piece: Piece, now_ms: int) -> None:
         """Take `piece`, which continues the last one of its partition."""
+        held_bytes = piece.held_bytes
         self._pieces.append(piece)
         self._bytes += piece.records.size_bytes
-        self._held_bytes += piece.held_bytes
+        self._held_bytes += held_bytes
         self._batch_records += len(piece.records)
         self._batch_bytes += piece.records.size_bytes
+        self._batch_held_bytes += held_bytes
         if self._batch_since_ms is None:
             self._batch_since_ms = now_ms
 
@@ -130,6 +137,7 @@ class Intake:
         if (
             self._batch_records >= self._policy.rows_max
             or self._batch_bytes >= self._policy.bytes_max
+            or self._batch_held_bytes >= self._policy.held_bytes_max
         ):
             return 0
         return max(0, self._batch_since_ms + self._policy.interval_ms - now_ms)
@@ -153,8 +161,7 @@ class Intake:
         self._bytes = self._held_bytes = 0
         if ends_batch:
             self._batch_since_ms = None
-            self._batch_records = 0
-            self._batch_bytes = 0
+            self._batch_records = self._batch_bytes = self._batch_held_bytes = 0
         return chunk
 
     def clear(self) -> None:
@@ -293,6 +300,11 @@ class Gathering:
     def is_empty(self) -> bool:
         """Return whether nothing waits here."""
         return not self._chunks
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the last chunk that came was the end of its batch."""
+        return self._ended
 
     @property
     def chunks_count(self) -> int:

@@ -17,6 +17,9 @@ PIPELINE_FACTOR = 6
 """Peak bytes in the process for each byte held, by the worst of what was measured: 2 to 3 for
 records of 150 B to 20 kB, 6 for nested ones of 400 kB while three chunks are being decoded."""
 
+BATCHES_HELD = 3
+"""One batch is read while the one before is encoded, and the one before that is committed."""
+
 QUEUE_BYTES_MAX = 16 * MIB
 CHUNK_BYTES_MAX = 8 * MIB
 
@@ -37,6 +40,15 @@ class MemoryBudget:
     queue_bytes: int
     pipeline_bytes: int
     chunk_bytes: int
+
+    @property
+    def batch_bytes(self) -> int:
+        """Records that occupy so much end a batch, so that others come in while it is encoded.
+
+        One that took the whole share would let nothing in until its files are there: a backlog of
+        records of 100 B was drained a sixth slower so.
+        """
+        return self.pipeline_bytes // BATCHES_HELD
 
     @classmethod
     def of(cls, bytes_max: int) -> MemoryBudget:

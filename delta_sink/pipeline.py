@@ -101,7 +101,13 @@ class Pipeline:
         self._confirming = confirming
         self._pipeline_bytes = budget.pipeline_bytes
         flush = settings.flush
-        policy = FlushPolicy(flush.interval_ms, flush.rows_max, flush.bytes_max, budget.chunk_bytes)
+        policy = FlushPolicy(
+            flush.interval_ms,
+            flush.rows_max,
+            flush.bytes_max,
+            held_bytes_max=budget.batch_bytes,
+            chunk_bytes=budget.chunk_bytes,
+        )
         self._intake = Intake(policy)
         self._decoding: deque[tuple[Chunk, Job[Decoded], Spans]] = deque()
         self._gathering = Gathering(policy)
@@ -203,12 +209,22 @@ class Pipeline:
         self._take_decoded()
         self._take_encoded()
         # Nothing more comes in while it is full: what is in must go, due or not.
-        flush = flush or (self.is_full and not self._sealed)
+        flush = flush or (self.is_full and not self._is_moving)
         self._start_decodes(view, flush=flush)
         self._start_encode(view, tag=tag, flush=flush)
 
+    @property
+    def _is_moving(self) -> bool:
+        """Whether a batch has ended and is not in the log yet: room will be made by it."""
+        ends = any(chunk.ends_batch for chunk, _, _ in self._decoding)
+        return bool(self._sealed) or ends or self._gathering.is_ended
+
     def _take_decoded(self) -> None:
+        """Gather what is decoded, up to the end of a batch: what follows is of the next one."""
+        now_ms = self._log.clock.elapsed_ms()
         while self._decoding and self._decoding[0][1].is_done():
+            if self._gathering.due_in_ms(now_ms) == 0:
+                return
             chunk, job, spans = self._decoding.popleft()
             decoded = job.result()
             try:

@@ -293,7 +293,8 @@ class FlushSettings:
     )
     rows_max: Count = Field(default=500_000, description="Rows at which a batch is due (500000).")
     bytes_max: Annotated[int, Size(1024)] = Field(
-        default=64 * MIB, description="Bytes of record values at which a batch is due (64MiB)."
+        default=64 * MIB,
+        description="Bytes of record values at which a batch is due, if memory.bytes_max has room for three of them (64MiB).",
     )
 
 

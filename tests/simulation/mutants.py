@@ -407,7 +407,7 @@ MUTANTS = [
         chaos,
         (Change(ATTEMPTS, "_attempt", AGE_AFTER_ANSWER, "    if False:\n"),),
         seeds=400,
-        seed=57,
+        seed=71,
     ),
     Mutant(
         "PUT from knowledge older than a clean-up, at random",
@@ -429,7 +429,7 @@ MUTANTS = [
             Change(ATTEMPTS, "_read", AGE_AFTER_ANSWER, "    if False:\n"),
         ),
         seeds=1_500,
-        seed=410,
+        seed=357,
     ),
     Mutant(
         "unknown outcome: send its files again after opening anew, at random",
@@ -456,7 +456,7 @@ MUTANTS = [
         chaos,
         (Change(seek, "_plan", "conditions.append(TxnIs(text, before))", "pass"),),
         seeds=400,
-        seed=90,
+        seed=67,
     ),
     Mutant(
         "a topic that is adopted and the old name not retired",
@@ -512,7 +512,7 @@ MUTANTS = [
         chaos,
         (Change(foreign, "sweep", "int(path[5:25]) <= fenced if removed", "True if removed"),),
         seeds=60,
-        seed=6,
+        seed=8,
     ),
 ]
 
