@@ -46,15 +46,11 @@ IDLE_FLUSH_MS = 60_000
 
 @dataclass(frozen=True, slots=True)
 class FlushPolicy:
-    """When a batch is due: so long after its first record, or so large.
-
-    `bytes_max` counts the records' own bytes, `held_bytes_max` what they occupy.
-    """
+    """When a batch is due: so long after its first record, or so large."""
 
     interval_ms: int
     rows_max: int
     bytes_max: int
-    held_bytes_max: int
     chunk_bytes: int
 
 
@@ -114,6 +110,11 @@ class Intake:
         return self._held_bytes
 
     @property
+    def batch_held_bytes(self) -> int:
+        """What all records of the batch occupied when they came, those of earlier chunks too."""
+        return self._batch_held_bytes
+
+    @property
     def is_empty(self) -> bool:
         """Return whether nothing waits here and the batch has no chunk before it either."""
         return not self._pieces and self._batch_since_ms is None
@@ -137,7 +138,6 @@ class Intake:
         if (
             self._batch_records >= self._policy.rows_max
             or self._batch_bytes >= self._policy.bytes_max
-            or self._batch_held_bytes >= self._policy.held_bytes_max
         ):
             return 0
         return max(0, self._batch_since_ms + self._policy.interval_ms - now_ms)

@@ -100,14 +100,9 @@ class Pipeline:
         self._dead_letters = dead_letters
         self._confirming = confirming
         self._pipeline_bytes = budget.pipeline_bytes
+        self._batch_bytes = budget.batch_bytes
         flush = settings.flush
-        policy = FlushPolicy(
-            flush.interval_ms,
-            flush.rows_max,
-            flush.bytes_max,
-            held_bytes_max=budget.batch_bytes,
-            chunk_bytes=budget.chunk_bytes,
-        )
+        policy = FlushPolicy(flush.interval_ms, flush.rows_max, flush.bytes_max, budget.chunk_bytes)
         self._intake = Intake(policy)
         self._decoding: deque[tuple[Chunk, Job[Decoded], Spans]] = deque()
         self._gathering = Gathering(policy)
@@ -208,16 +203,20 @@ class Pipeline:
             return
         self._take_decoded()
         self._take_encoded()
+        moving = self._batches_moving
         # Nothing more comes in while it is full: what is in must go, due or not.
-        flush = flush or (self.is_full and not self._is_moving)
-        self._start_decodes(view, flush=flush)
+        flush = flush or (self.is_full and not moving)
+        # A batch that took all the room would keep the next one out until its files are there. But
+        # where the log is the slowest part, what waits for it may as well be one large batch.
+        has_share = self._intake.batch_held_bytes >= self._batch_bytes and moving < SEALED_MAX
+        self._start_decodes(view, ends_batch=flush or has_share)
         self._start_encode(view, tag=tag, flush=flush)
 
     @property
-    def _is_moving(self) -> bool:
-        """Whether a batch has ended and is not in the log yet: room will be made by it."""
-        ends = any(chunk.ends_batch for chunk, _, _ in self._decoding)
-        return bool(self._sealed) or ends or self._gathering.is_ended
+    def _batches_moving(self) -> int:
+        """How many batches have ended and are not in the log yet: they will make room."""
+        ends = sum(chunk.ends_batch for chunk, _, _ in self._decoding)
+        return len(self._sealed) + ends + self._gathering.is_ended
 
     def _take_decoded(self) -> None:
         """Gather what is decoded, up to the end of a batch: what follows is of the next one."""
@@ -283,10 +282,10 @@ class Pipeline:
         groups = [encoded.files[index::PUT_JOBS_MAX] for index in range(PUT_JOBS_MAX)]
         return [self._jobs.submit("put", put(group)) for group in groups if group]
 
-    def _start_decodes(self, view: TableView, *, flush: bool) -> None:
+    def _start_decodes(self, view: TableView, *, ends_batch: bool) -> None:
         now_ms = self._log.clock.elapsed_ms()
         while len(self._decoding) < DECODES_MAX:
-            chunk = self._intake.cut(ends_batch=flush or self._intake.due_in_ms(now_ms) == 0)
+            chunk = self._intake.cut(ends_batch=ends_batch or self._intake.due_in_ms(now_ms) == 0)
             if chunk is None:
                 return
             spans = self._no_spans()

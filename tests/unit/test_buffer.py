@@ -1,7 +1,5 @@
 """What waits, when it is due, and that ranges chain: the pure part between poll and upload."""
 
-from dataclasses import replace
-
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -23,9 +21,7 @@ from delta_sink.decode import BadRecord, Decoded, PartOutcome
 from delta_sink.model import OffsetRange, Records, TopicPartition, runs_count, runs_join, runs_of
 
 P0, P1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
-POLICY = FlushPolicy(
-    interval_ms=1_000, rows_max=100, bytes_max=1_000, held_bytes_max=100_000, chunk_bytes=200
-)
+POLICY = FlushPolicy(interval_ms=1_000, rows_max=100, bytes_max=1_000, chunk_bytes=200)
 
 
 def piece(first, count, *, tp=P0, next_=None, size=10, produced_first_ms=None, gone=()):
@@ -112,17 +108,14 @@ def test_size_counts_over_the_chunks_of_a_batch():
     assert intake.due_in_ms(20) == 1_000
 
 
-def test_a_batch_is_due_when_what_it_occupies_is_a_share_of_the_memory():
-    intake = Intake(replace(POLICY, bytes_max=10**6, held_bytes_max=500))
-    intake.add(piece(0, 10), now_ms=0)  # 100 bytes, and what is around them
-    assert intake.due_in_ms(0) == 1_000
-    assert intake.cut(ends_batch=False) is None
-    intake.add(piece(10, 5), now_ms=0)
-    assert 15 * (10 + RECORD_OVERHEAD_BYTES) >= 500
-    assert intake.due_in_ms(0) == 0
+def test_what_a_batch_occupies_is_counted_from_its_first_chunk_on():
+    intake = Intake(POLICY)
+    intake.add(piece(0, 25), now_ms=0)
+    assert intake.cut(ends_batch=False) is not None
+    intake.add(piece(25, 5), now_ms=0)
+    assert intake.batch_held_bytes == 30 * (10 + RECORD_OVERHEAD_BYTES)
     assert intake.cut(ends_batch=True) is not None
-    intake.add(piece(15, 10), now_ms=0)  # the next one begins anew
-    assert intake.due_in_ms(0) == 1_000
+    assert intake.batch_held_bytes == 0
 
 
 def test_a_chunk_is_cut_when_it_is_full_and_not_before():

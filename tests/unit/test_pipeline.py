@@ -86,7 +86,7 @@ def test_a_batch_ends_while_there_is_room_for_others():
     bench.end("decode")
     for _ in range(BATCHES_HELD):
         bench.advance()
-    assert bench.encoded == [100, 100], "two are sealed, the third is gathered"
+    assert bench.encoded == [100, 100], "two are sealed, and there is a third"
     assert not bench.pipeline.is_full
 
 
@@ -112,6 +112,29 @@ def test_what_is_decoded_behind_the_end_of_a_batch_is_of_the_next(both_at_once):
     bench.end("decode")
     bench.advance()
     assert bench.encoded == [100, 100]
+
+
+def test_where_the_log_is_slow_a_batch_grows():
+    """Two are on their way: a third one could not be sealed, so that it need not end yet."""
+    bench = Bench()
+    for _ in range(2):
+        bench.add(100)
+        bench.advance()
+    bench.end("decode")
+    for _ in range(2):
+        bench.advance()
+    for _ in range(2):
+        bench.add(100)
+        bench.advance()
+    bench.end("decode")
+    bench.advance()
+    assert bench.encoded == [100, 100]
+    for sealed in list(bench.pipeline._sealed):
+        bench.pipeline.committed(sealed)
+    bench.advance()
+    bench.end("decode")
+    bench.advance()
+    assert bench.encoded == [100, 100, 200]
 
 
 def test_rows_that_fill_the_memory_go_at_once_and_in_one_batch():
