@@ -21,9 +21,13 @@ A look is a LIST from V. If entry V still has its e_tag and no checkpoint lies a
 nothing from V on was ever cleaned up and the knowledge is renewed. Otherwise the log is opened
 anew, and a plan that was in doubt is dropped: whether it landed is for the log to say.
 
-Why this is safe: a worker sends N+1 only while it knows entry N to be the head or older than a
-head it will meet; every version is claimed once; and the plan was checked on exactly the prefix
-that it is committed on.
+What a look has shown is read, not sent to. A checkpoint and a clean-up may come at any moment
+after the look, and take entries above V that are a day old: a PUT to one of these would be
+*created* below the checkpoint, where nobody ever reads it.
+
+Why this is safe: a worker sends N+1 only where its last look has shown nothing above N, so that
+whatever is or was there since is younger than the knowledge, and no clean-up may remove it; every
+version is claimed once; and the plan was checked on exactly the prefix that it is committed on.
 """
 
 from __future__ import annotations
@@ -227,6 +231,7 @@ class _Attempts:
         self._log = log
         self._state = state
         self._plan = plan
+        self._shown_to = state.version  # the newest version that a look has shown
         self._doubt_since_ms: int | None = None  # set: a PUT of state.version + 1 has no answer
         self._silences = 0
         self._conflicts = 0
@@ -236,6 +241,8 @@ class _Attempts:
         for _ in range(COMMIT_TRIES_MAX):
             if self._is_old() or self._conflicts >= CONFLICTS_BEFORE_LOOK:
                 landed = self._renew()
+            elif self._state.version < self._shown_to:
+                landed = self._catch_up()
             else:
                 landed = self._attempt()
             if landed:
@@ -312,13 +319,19 @@ class _Attempts:
             if found is None:
                 self._open_anew()
                 return False
-            self._state, newer = found
-            self._conflicts = 0
-            for version in newer:
-                if version != self._state.version + 1:
-                    self._open_anew()
-                    return False
-                entry = self._log.entries.read(version)
+        except (StoreUnavailable, StoreRefused) as error:
+            self._unanswered(error)
+            return False
+        self._state, newer = found
+        self._conflicts = 0
+        self._shown_to = max(newer, default=self._state.version)
+        return self._catch_up()
+
+    def _catch_up(self) -> bool:
+        """Read on to where the last look has shown the log to reach; return whether the plan is there."""
+        try:
+            while self._state.version < self._shown_to:
+                entry = self._log.entries.read(self._state.version + 1)
                 if self._is_old():
                     return False
                 if entry is None:
@@ -328,13 +341,17 @@ class _Attempts:
                     return True
             self._conflicts = 0
         except (StoreUnavailable, StoreRefused) as error:
-            if self._doubt_since_ms is not None:
-                self._in_doubt()
-            elif isinstance(error, StoreRefused):
-                raise
-            else:
-                self._back_off()
+            self._unanswered(error)
         return False
+
+    def _unanswered(self, error: StoreUnavailable | StoreRefused) -> None:
+        """The log could not be read: wait a little. A definite no counts only when not in doubt."""
+        if self._doubt_since_ms is not None:
+            self._in_doubt()
+        elif isinstance(error, StoreRefused):
+            raise error
+        else:
+            self._back_off()
 
     def _open_anew(self) -> None:
         """Go on from what the log says now; a plan in doubt is dropped."""
@@ -344,6 +361,7 @@ class _Attempts:
         if state is None:
             raise TableRefused("the table's log is gone: was the table dropped while in use?")
         self._state = state
+        self._shown_to = state.version
         self._conflicts = 0
         self._plan.check(state, None)
 

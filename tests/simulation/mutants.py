@@ -210,6 +210,11 @@ MUTANTS = [
         (Change(LogState, "is_old", "return now_ms", "return False and now_ms"),),
     ),
     Mutant(
+        "what a look has shown is sent to",
+        on_bench(unit.test_what_a_look_has_shown_is_read_again_and_not_sent_to),
+        (Change(ATTEMPTS, "run", "elif self._state.version < self._shown_to:", "elif False:"),),
+    ),
+    Mutant(
         "believe an old created",
         seeded(starts.test_after_a_long_night_in_which_the_log_was_cleaned_up),
         (Change(ATTEMPTS, "_attempt", AGE_AFTER_ANSWER, "    if False:\n"),),

@@ -26,6 +26,7 @@ SEEDS = range(60)
 
 BUGS = {
     27: "a topic created again and filled at once was read on under its old name",
+    507834: "a version that a look had shown was sent to, just after it had been cleaned up",
     304053: "of the world: its operator adopted a topic before a claim under the old id landed",
 }
 """Seeds that found a bug, and which it was. They stay in the test for ever."""

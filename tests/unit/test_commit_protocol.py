@@ -400,6 +400,50 @@ def test_old_knowledge_behind_a_checkpoint_opens_anew_and_commits_at_the_head(be
     assert (found.version, bench.landed(plan), bench.sent()) == (6, [6], [6])
 
 
+def test_what_a_look_has_shown_is_read_again_and_not_sent_to(bench):
+    """Seed 507834. A checkpoint and a clean-up come while a read of old entries is tried again.
+
+    A PUT to an entry that was there a moment ago would be created, and never be read.
+    """
+    plan = bench.plan()
+    for _ in range(3):
+        bench.other()
+    bench.store.script("get", first(lambda: cleaned_up(bench), lost_before))
+    state = commit(bench.log, bench.state(age_ms=MINUTE), plan)
+    assert (state.version, bench.landed(plan), bench.sent()) == (6, [6], [6])
+    assert open_log(bench.log).txns["mine"] == 10
+
+
+def test_what_a_look_has_shown_is_not_sent_to_in_doubt_either(bench):
+    """The PUT of version 1 had no answer, and the look shows that somebody has version 1."""
+
+    def long_silence(honest):
+        for _ in range(3):
+            bench.other()
+        bench.clock.sleep_ms(MINUTE)
+        return lost_before(honest)
+
+    bench.store.script("put_if_absent", long_silence)
+    bench.store.script("get", first(lambda: cleaned_up(bench), lost_before))
+    plan = bench.plan()
+    with pytest.raises(CommitUnknown, match="behind a checkpoint"):
+        commit(bench.log, bench.state(), plan)
+    assert (bench.landed(plan), bench.sent()) == ([], [1])
+
+
+def test_a_read_that_fails_after_a_look_goes_on_where_it_was(bench):
+    plan = bench.plan()
+    for _ in range(3):
+        bench.other()
+    bench.store.script("get", lambda honest: honest(), lost_before, lost_before)
+    state = commit(bench.log, bench.state(age_ms=MINUTE), plan)
+    assert bench.store.count("list") == 1
+    assert [path for kind, path in bench.store.asked if kind == "get"] == [
+        entry_path(version) for version in (1, 2, 2, 2, 3)
+    ]
+    assert (state.version, bench.sent()) == (4, [4])
+
+
 def test_old_knowledge_that_is_fenced_behind_a_checkpoint(bench):
     state = bench.state(age_ms=MINUTE)
     bench.other("mine", 4)
