@@ -385,8 +385,10 @@ class Chaos:
         self._pass(random.randint(1, 12) * HOUR_MS)
         for _ in range(random.randint(1, 4)):
             foreign.commit(sim, {"txn": {"appId": "at night", "version": 1}})
-        if random.random() < 0.85:
+        if random.random() < 0.75:
             foreign.checkpoint(sim, hint=random.random() < 0.7)
+        else:
+            self._keep_house_in_the_morning(random)
         self._pass(DAY_MS + random.randint(1, 20) * HOUR_MS)
         entries_max = None if random.random() < 0.8 else random.randint(1, 20)
         cleaned = foreign.clean_up(sim, entries_max=entries_max)
@@ -397,6 +399,27 @@ class Chaos:
         # Not a minute longer: a worker that is awake for a day with nothing to do costs most of a run.
         if hosts:
             world.run(lambda: not all(host.paused for host in hosts), limit_ms=3 * DAY_MS)
+
+    def _keep_house_in_the_morning(self, random: Random) -> None:
+        """A checkpoint and a clean-up come just after a worker looked, and saw the old entries."""
+
+        def keep() -> None:
+            if not self.is_over and not self.is_quiet:
+                foreign.checkpoint(self.sim)
+                self.done["entries cleaned up"] += len(foreign.clean_up(self.sim))
+                self.world.enable("store.read_failed", 0)
+
+        def looked(task) -> None:
+            if self.is_over:
+                return
+            if task.name != "commit":
+                self.world.at("store.list ends", looked)
+                return
+            if "store.read_failed" not in self.cuts.without:
+                self.world.enable("store.read_failed", 0.5)
+            self.world.after_steps(random.randrange(40), keep)
+
+        self.world.at("store.list ends", looked)
 
     def _absence(self, random: Random) -> None:
         """Nobody is there for a month; another engine keeps house by Delta's own rules."""

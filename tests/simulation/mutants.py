@@ -408,6 +408,13 @@ MUTANTS = [
         (Change(ATTEMPTS, "_take", "receipt.commit_id == self._plan.commit_id", "False"),),
     ),
     Mutant(
+        "what a look has shown is sent to, at random",
+        chaos,
+        (Change(ATTEMPTS, "run", "elif self._state.version < self._shown_to:", "elif False:"),),
+        seeds=1_500,
+        seed=239,
+    ),
+    Mutant(
         "believe an old created, at random",
         chaos,
         (Change(ATTEMPTS, "_attempt", AGE_AFTER_ANSWER, "    if False:\n"),),
