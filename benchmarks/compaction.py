@@ -42,6 +42,9 @@ EXPECTED_TIME_MAX: Final = 0.9
 EXPECTED_MEMORY_MAX: Final = 0.7
 MEMORY_BYTES_MAX: Final = 600 * MIB
 
+COMPILED: Final = "compiled"
+_MODULES: Final = "delta_sink.cli, deltalake"
+
 SCHEMA: Final = TableSchema(
     (Field("id", "long"), Field("day", "string"), Field("payload", "string"), Field("n", "integer"))
 )
@@ -135,6 +138,7 @@ def run(shape: Shape, folder: str, say: Callable[[str], None]) -> Compaction:
     say(f"a table of {shape.files:,} files of {shape.rows:,} rows")
     grow(str(original), shape)
     input_bytes = sum(path.stat().st_size for path in original.rglob("*.parquet"))
+    usage_of([sys.executable, "-c", f"import {_MODULES}"], Path(folder) / COMPILED)
     runs: dict[str, list[Run]] = {name: [] for name in CONTENDERS}
     for turn in range(shape.runs):
         for name in CONTENDERS if turn % 2 == 0 else tuple(reversed(CONTENDERS)):
@@ -191,7 +195,7 @@ def _run_on_copy(name: str, original: Path, copy: Path, shape: Shape) -> Run:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(original, copy, copy_function=os.link)
     command = _ours(copy, shape) if name == OURS else _theirs(copy, shape)
-    usage = usage_of(command)
+    usage = usage_of(command, copy.parent / COMPILED)
     files, off_target = left(copy, shape)
     return Run(usage.duration_s, usage.cpu_s, usage.peak_bytes, files, off_target)
 

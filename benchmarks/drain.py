@@ -33,6 +33,7 @@ from deltalake import DeltaTable
 from benchmarks.appender import SEED
 from benchmarks.drain_data import COLUMNS, Backlog, Kind, fill
 from benchmarks.lanes import turns
+from benchmarks.usage import installed
 from tests.services.install import CannotInstall
 from tests.services.servers import Servers
 
@@ -163,7 +164,11 @@ def _measured(command: Sequence[str], folder: str) -> tuple[int, float, int, str
     out, log = Path(folder, "stdout"), Path(folder, "stderr")
     with out.open("wb") as stdout, log.open("wb") as stderr:
         process = subprocess.Popen(
-            command, stdout=stdout, stderr=stderr, cwd=_CHECKOUT, env=_installed(Path(folder))
+            command,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=_CHECKOUT,
+            env=installed(Path(folder).parent / "compiled"),
         )
         peak_bytes = 0
         for _ in range(int(_RUN_S_MAX / _SAMPLE_S)):
@@ -181,18 +186,8 @@ def _measured(command: Sequence[str], folder: str) -> tuple[int, float, int, str
     return process.returncode, cpu_s, peak_bytes, *texts
 
 
-def _installed(folder: Path) -> dict[str, str]:
-    """Return the environment in which a contender finds its modules compiled, as an installed
-    program does, whatever this process was told: else each run would compile them anew.
-
-    What is compiled lies beside the runs' folders and is gone when the benchmark is over.
-    """
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return environment | {"PYTHONPYCACHEPREFIX": str(folder.parent / "compiled")}
-
-
 def compile_modules(folder: str) -> None:
-    """Leave the modules of all contenders compiled."""
+    """Leave the modules of all contenders compiled, beside the runs' folders, until they are gone."""
     code, _, _, _, log = _measured([sys.executable, "-c", f"import {_MODULES}"], folder)
     assert code == 0, f"the contenders cannot be loaded: {log[-2_000:]}"
 

@@ -259,15 +259,22 @@ def test_compactors_share_one_command(tmp_path):
 
 
 @pytest.mark.process
-def test_the_peak_of_a_process_is_its_own():
+def test_the_peak_of_a_process_is_its_own(tmp_path):
     """The kernel adds that of the process that starts it, which here is a large one."""
     ballast = bytearray(b"x") * (200 << 20)
-    small = usage_of([sys.executable, "-c", "pass"])
-    large = usage_of([sys.executable, "-c", "x = bytearray(b'x') * (100 << 20)"])
+    small = usage_of([sys.executable, "-c", "pass"], tmp_path)
+    large = usage_of([sys.executable, "-c", "x = bytearray(b'x') * (100 << 20)"], tmp_path)
     assert small.peak_bytes < 30 << 20 < len(ballast)
     assert 100 << 20 < large.peak_bytes < 130 << 20
     with pytest.raises(AssertionError, match="ended with 3"):
-        usage_of([sys.executable, "-c", "raise SystemExit(3)"])
+        usage_of([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+
+
+def test_a_contender_finds_its_modules_compiled(tmp_path, monkeypatch):
+    """Whatever the benchmark's own process was told: else it would compile them in each run."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    usage_of([sys.executable, "-c", "import tests.unit.scripted"], tmp_path)
+    assert list(tmp_path.rglob("scripted.*.pyc"))
 
 
 def small_files_of(scans):
