@@ -302,11 +302,6 @@ class Gathering:
         return not self._chunks
 
     @property
-    def is_ended(self) -> bool:
-        """Whether the last chunk that came was the end of its batch."""
-        return self._ended
-
-    @property
     def chunks_count(self) -> int:
         """How many chunks wait here."""
         return len(self._chunks)

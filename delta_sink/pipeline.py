@@ -203,7 +203,7 @@ class Pipeline:
             return
         self._take_decoded()
         self._take_encoded()
-        moving = self._batches_moving
+        moving = self._batches_moving()
         # Nothing more comes in while it is full: what is in must go, due or not.
         flush = flush or (self.is_full and not moving)
         # A batch that took all the room would keep the next one out until its files are there. But
@@ -212,18 +212,22 @@ class Pipeline:
         self._start_decodes(view, ends_batch=flush or has_share)
         self._start_encode(view, tag=tag, flush=flush)
 
-    @property
     def _batches_moving(self) -> int:
-        """How many batches have ended and are not in the log yet: they will make room."""
+        """Return how many batches are on their way into the log, so that they will make room.
+
+        One without rows, which waits for company, is not: that may take it a minute.
+        """
         ends = sum(chunk.ends_batch for chunk, _, _ in self._decoding)
-        return len(self._sealed) + ends + self._gathering.is_ended
+        return len(self._sealed) + ends + self._is_gathered
+
+    @property
+    def _is_gathered(self) -> bool:
+        """Whether a batch is whole and due."""
+        return self._gathering.due_in_ms(self._log.clock.elapsed_ms()) == 0
 
     def _take_decoded(self) -> None:
         """Gather what is decoded, up to the end of a batch: what follows is of the next one."""
-        now_ms = self._log.clock.elapsed_ms()
-        while self._decoding and self._decoding[0][1].is_done():
-            if self._gathering.due_in_ms(now_ms) == 0:
-                return
+        while self._decoding and self._decoding[0][1].is_done() and not self._is_gathered:
             chunk, job, spans = self._decoding.popleft()
             decoded = job.result()
             try:

@@ -6,35 +6,22 @@ import pyarrow as pa
 import pytest
 
 from delta_sink.buffer import Piece
-from delta_sink.decode import Decoded, PartOutcome
+from delta_sink.decode import BadRecord, Decoded, PartOutcome
 from delta_sink.memory import BATCHES_HELD, MemoryBudget
 from delta_sink.model import Records, TopicPartition
 from delta_sink.pipeline import Pipeline
 from tests.simulation.harness import settings_of
+from tests.unit.steered import Job
 
 P0 = TopicPartition("orders", 0)
 BUDGET = MemoryBudget(queue_bytes=1 << 20, pipeline_bytes=30_000, chunk_bytes=3_000)
 NO_HURRY = "flush: {interval_ms: 600000}"
 
 
-class Job:
-    def __init__(self, name, function):
-        self.name = name
-        self._function = function
-        self.is_ended = False
-
-    def is_done(self):
-        return self.is_ended
-
-    def result(self):
-        assert self.is_ended
-        return self._function()
-
-
 class Bench:
     """A pipeline whose jobs end when the test says so; a record of 76 bytes occupies 100."""
 
-    def __init__(self, *, row_bytes=8):
+    def __init__(self, *, row_bytes=8, is_bad=False):
         self.jobs = []
         self.encoded = []
         self.offset = 0
@@ -44,6 +31,7 @@ class Bench:
         log = SimpleNamespace(clock=clock, telemetry=telemetry, entropy=entropy)
         self.view = SimpleNamespace(decoder=SimpleNamespace(decode=self._decode), layout=None)
         self._row_bytes = row_bytes
+        self._is_bad = is_bad
         self.pipeline = Pipeline(settings_of(NO_HURRY), log, self, BUDGET, None, self._confirming)
 
     def submit(self, name, function):
@@ -55,10 +43,16 @@ class Bench:
         return lambda: None
 
     def _decode(self, records):
-        parts = tuple(PartOutcome(each.tp, len(each), (), ()) for each in records)
+        parts = tuple(self._part(each) for each in records)
         rows = sum(part.rows for part in parts)
         column = pa.array([b"x" * self._row_bytes] * rows, pa.binary(self._row_bytes))
         return Decoded(pa.table({"a": column}), parts)
+
+    def _part(self, records):
+        if not self._is_bad:
+            return PartOutcome(records.tp, len(records), (), ())
+        bad = [BadRecord(o, n, "r", "m", "m") for n, o in enumerate(records.offsets)]
+        return PartOutcome(records.tp, 0, tuple(bad), ())
 
     def add(self, count):
         first, self.offset = self.offset, self.offset + count
@@ -153,3 +147,15 @@ def test_rows_that_fill_the_memory_go_at_once_and_in_one_batch():
     bench.end("decode")
     bench.advance()
     assert bench.encoded == [60]
+
+
+def test_bad_records_that_fill_the_memory_do_not_wait_for_a_row():
+    """Without a row a batch waits a minute for company: not where nothing more can come in."""
+    bench = Bench(is_bad=True)
+    bench.add(100)
+    bench.advance()
+    bench.end("decode")
+    bench.advance()
+    assert bench.pipeline.is_full
+    bench.advance()
+    assert bench.encoded == [100]

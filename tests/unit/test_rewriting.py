@@ -10,6 +10,7 @@ from delta_sink import compacting
 from delta_sink.compacting import Tally
 from delta_sink.delta.compaction import Rewritten
 from delta_sink.errand import Begin, FirstOf, Interrupted, Rest
+from tests.unit.steered import Job
 
 AT_ONCE = 2
 STEP_BYTES = 1_000
@@ -21,21 +22,6 @@ class Step(Rewritten):
     def __init__(self, name):
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "inputs", (SimpleNamespace(size_bytes=STEP_BYTES),))
-
-
-class Job:
-    """A job that ends when the test says so."""
-
-    def __init__(self, function):
-        self._function = function
-        self.is_ended = False
-
-    def is_done(self):
-        return self.is_ended
-
-    def result(self):
-        assert self.is_ended
-        return self._function()
 
 
 class Bench:
@@ -92,7 +78,7 @@ class Bench:
                 wish = self._steps.send(answer)
                 answer = None
                 if isinstance(wish, Begin):
-                    answer = Job(wish.task.function)
+                    answer = Job(wish.task.name, wish.task.function)
                     self.jobs.append(answer)
                 elif isinstance(wish, Rest):
                     self.rests_ms.append(wish.duration_ms)
