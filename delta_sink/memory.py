@@ -45,8 +45,8 @@ class MemoryBudget:
     def batch_bytes(self) -> int:
         """Records that occupy so much end a batch, so that others come in while it is encoded.
 
-        One that took the whole share would let nothing in until its files are there: a backlog of
-        records of 100 B was drained a sixth slower so.
+        One that took the whole share would let nothing in until its files are there: to drain a
+        backlog of records of 100 B took a sixth longer so.
         """
         return self.pipeline_bytes // BATCHES_HELD
 

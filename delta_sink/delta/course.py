@@ -20,7 +20,6 @@ from dataclasses import replace
 from delta_sink.delta.actions import Entry
 from delta_sink.delta.commit import Log
 from delta_sink.delta.compaction_plan import Bin, InputFile
-from delta_sink.delta.file_columns import file_key
 from delta_sink.delta.state import LogState
 from delta_sink.errors import CommitConflict
 
@@ -32,8 +31,7 @@ class Course:
         self._state = state
         self._heard_to = state.version
         self._paths = frozenset(file.path for each in bins for file in each.files)
-        self._removed: dict[str, int] = {}  # by what identifies a file: the version that removed it
-        self._changed: dict[str, int] = {}  # by path: the version that added it anew
+        self._changed: dict[str, int] = {}  # by path: the version that removed it or added it anew
 
     def listen(self, log: Log) -> Log:
         """Return `log`, of whose entries this course hears as well."""
@@ -51,12 +49,9 @@ class Course:
         if entry.version != self._heard_to + 1:
             return
         self._heard_to = entry.version
-        for remove in entry.removes:
-            if remove.path in self._paths:
-                self._removed[file_key(remove.path, remove.deletion_vector)] = entry.version
-        for add in entry.adds:
-            if add.path in self._paths:
-                self._changed[add.path] = entry.version
+        named = [remove.path for remove in entry.removes] + [add.path for add in entry.adds]
+        for path in self._paths.intersection(named):
+            self._changed[path] = entry.version
 
     def reach(self, state: LogState) -> None:
         """Go on from `state` from now on, if every entry up to it was heard."""
@@ -72,7 +67,7 @@ class Course:
         if state.version >= self._state.version:
             return state
         for file in inputs:
-            version = self._removed.get(file.key, self._changed.get(file.path))
+            version = self._changed.get(file.path)
             if version is not None:
                 raise CommitConflict(
                     f"version {version} removed or changed {file.path}, which was being compacted"

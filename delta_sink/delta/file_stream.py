@@ -83,7 +83,7 @@ class Room(io.RawIOBase):
                 larger = mmap.mmap(-1, 2 * end)
                 larger[: self._written] = self._pages[: self._written]
                 self._pages = larger
-            self._pages[self._written : end] = view.cast("B")
+            self._pages[self._written : end] = view
             self._written = end
             return view.nbytes
 

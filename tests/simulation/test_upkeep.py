@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from delta_sink import compacting
-from delta_sink.testing import World
-from tests.simulation.upkeep import Upkeeping
+from delta_sink.control import Command, Compact
+from delta_sink.testing import World, make_maintainer
+from tests.simulation.upkeep import TABLE, Upkeeping
 from tests.simulation.upkeep_mutants import (
     FOREIGN_CLOCK,
     MUTANTS,
@@ -113,6 +114,25 @@ def test_a_worker_that_is_to_stop_does_not_wait_out_its_rests():
         began_ms = world.now_ms
         it.stop()
         assert world.now_ms - began_ms < 3_000
+
+
+def test_what_is_done_once_is_begun_at_once():
+    with World(1) as world:
+        it = Upkeeping.of(world)
+        it.sim.start("w0")
+        it.sim.fill(8)
+        it.sim.run(lambda: it.sim.is_complete)
+        parts = (it.sim.settings, it.sim.kafka, it.sim.store, it.leases)
+        maintainer = make_maintainer(world.host("c9"), "compactor", *parts, schedules=False)
+        commands = [Command("once.1", TABLE, Compact())]
+        began_ms = world.now_ms
+        task = world.spawn(world.hosts["c9"], lambda: maintainer.run_once(commands))
+        it.run(lambda: task.done)
+        assert [each.state for each in task.result] == ["succeeded"]
+        first = next(line for line in world.trace if "c9:main" in line and "submit" in line)
+        assert float(first.split()[0]) - began_ms < 100, "it waited for a job before there was one"
+        it.sim.finish()
+        it.stop()
 
 
 def test_only_who_has_the_lease_says_how_the_table_is():

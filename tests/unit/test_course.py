@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from delta_sink.delta.actions import Remove
+from delta_sink.delta.actions import Add, Remove
 from delta_sink.delta.checkpoint_write import write_checkpoint
 from delta_sink.delta.compaction import commit_rewritten
 from delta_sink.delta.course import Course
@@ -75,6 +75,19 @@ def test_an_input_that_was_removed_while_another_bin_was_committed_is_missed():
     table.foreign(Remove(victim.path, deletion_timestamp=1))
     commit_all(table, course, state, steps[:-1])
     with pytest.raises(CommitConflict, match=r"version \d+ removed or changed .* being compacted"):
+        course.live_at(steps[-1][0].files, state)
+
+
+def test_an_input_that_was_added_anew_is_another_file():
+    table = filled()
+    state, steps = several(table)
+    course = Course(state, [one for one, _ in steps])
+    victim = steps[-1][0].files[0]
+    table.foreign(
+        Add(victim.path, dict(victim.partition_values), victim.size_bytes, 1, data_change=False)
+    )
+    commit_all(table, course, state, steps[:-1])
+    with pytest.raises(CommitConflict, match="removed or changed"):
         course.live_at(steps[-1][0].files, state)
 
 

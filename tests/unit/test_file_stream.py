@@ -1,6 +1,7 @@
 """Files that are written as a stream: into room of their own, whatever size they come to."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -61,7 +62,7 @@ def test_a_file_of_another_size_than_wanted_is_whole(target):
     assert found["text"].combine_chunks() == pa.concat_tables(parts)["text"].combine_chunks()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Arrow has jemalloc on Linux")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="jemalloc is asked for with glibc")
 def test_the_program_gives_arrow_the_allocator_that_keeps_little():
     look = "import delta_sink.cli, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
     env = {name: value for name, value in os.environ.items() if "ARROW" not in name}
