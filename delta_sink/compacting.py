@@ -53,9 +53,6 @@ DIVIDE_BYTES: Final = 2 * 1024 * MIB
 PLAN_FILES_MAX: Final = 50_000
 """A plan of more files is not kept for the next part: it takes some kilobytes a file."""
 
-BINS_A_THREAD: Final = 4
-"""So many bins a thread are rewritten together, as far as there are."""
-
 ROUNDS_MAX: Final = 3
 """How often what was dropped, because others changed the files, is planned anew."""
 
@@ -287,17 +284,13 @@ def bins_at_once(upkeep: Upkeep, target_file_bytes: int) -> int:
 
 
 def _together(plan: CompactionPlan, at_once: int) -> Iterator[list[int]]:
-    """Yield slots, rising, as many together as it takes to keep `at_once` threads busy.
-
-    They wait for the last bin of each group: one after the other where there is one thread.
-    """
-    wanted = 1 if at_once == 1 else BINS_A_THREAD * at_once
+    """Yield slots, rising, as many together as it takes for `at_once` bins."""
     slots: list[int] = []
     count = 0
     for slot in sorted(plan.slots):
         slots.append(slot)
         count += len(plan.slots[slot])
-        if count >= wanted:
+        if count >= at_once:
             yield slots
             slots, count = [], 0
     if slots:
