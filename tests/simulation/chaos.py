@@ -404,7 +404,8 @@ class Chaos:
         """A checkpoint and a clean-up come just after a worker looked, and saw the old entries."""
 
         def keep() -> None:
-            if not self.is_over and not self.is_quiet:
+            is_there = self.sim.oracle.version >= 0  # it may have been dropped since
+            if is_there and not self.is_over and not self.is_quiet:
                 foreign.checkpoint(self.sim)
                 self.done["entries cleaned up"] += len(foreign.clean_up(self.sim))
                 self.world.enable("store.read_failed", 0)

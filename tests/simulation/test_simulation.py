@@ -28,6 +28,7 @@ BUGS = {
     27: "a topic created again and filled at once was read on under its old name",
     507834: "a version that a look had shown was sent to, just after it had been cleaned up",
     304053: "of the world: its operator adopted a topic before a claim under the old id landed",
+    705875: "of the world: another engine wrote a checkpoint of a table that had just been dropped",
 }
 """Seeds that found a bug, and which it was. They stay in the test for ever."""
 
