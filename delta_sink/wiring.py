@@ -272,7 +272,8 @@ def make_audit(parts: Parts, *, deep: bool) -> Audit:
 
 def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
     """Return a writer, ready to run, and the threads of its jobs."""
-    from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+    from delta_sink.adapters.kafka import KafkaConsumer
+    from delta_sink.adapters.kafka_columns import ConsumerColumns
 
     settings = parts.settings
     memory_bytes = memory_bytes_max(settings)
@@ -377,7 +378,8 @@ def make_maintainer(
 
 
 def _control_consumer(parts: Parts, group: str) -> KafkaConsumer:
-    from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+    from delta_sink.adapters.kafka import KafkaConsumer
+    from delta_sink.adapters.kafka_columns import ConsumerColumns
 
     control = parts.settings.control
     assert control is not None, "the control client was made before"

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter, ne
+from operator import ne
 from typing import Any, Final
 
 import numpy as np
@@ -36,12 +36,12 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
 
 from delta_sink.adapters.kafka_client import is_refusal, keep_for_ever, make_client, refusal, said
+from delta_sink.adapters.kafka_columns import ConsumerColumns, records_of
 from delta_sink.adapters.kafka_settings import consumer_settings, is_incremental, is_kip_848
 from delta_sink.adapters.kafka_topics import TopicWatch, matching
-from delta_sink.adapters.kafka_way_back import WayBack
-from delta_sink.decode.packed import PackedValues
+from delta_sink.adapters.kafka_way_back import ANSWER_LOST, WayBack
 from delta_sink.errors import FatalError
-from delta_sink.model import Header, Records, TopicPartition
+from delta_sink.model import Records, TopicPartition
 from delta_sink.ports import (
     Assigned,
     ConsumerEvent,
@@ -75,15 +75,6 @@ _REBALANCING: Final = frozenset(
     }
 )
 """What every group answers to a commit while it rebalances; the next commit makes up for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerColumns:
-    """Which columns of `Records` are filled beside offsets and values: each costs time."""
-
-    timestamps: bool = False
-    keys: bool = False
-    headers: bool = False
 
 
 @dataclass(slots=True)
@@ -142,8 +133,8 @@ class KafkaConsumer:
         settings = consumer_settings(config, group=group, queue_bytes_max=queue_bytes_max)
         settings |= {"error_cb": self._on_error, "on_commit": self._on_commit}
         self._settings = settings
-        self._client: Any = make_client(Client, settings, telemetry)
         self._way_back = WayBack(config)
+        self._client: Any = self._new_client()
         self._rebalances = 0
         self._pattern = pattern
         self._watch = self._watched(config)
@@ -164,6 +155,10 @@ class KafkaConsumer:
             self._found(names)
         if not self._owned and self._way_back.is_blocked(self._client):
             self._replace_client()
+        if self._way_back.is_misled():
+            self._telemetry.event("rejoined", "warning", reason=ANSWER_LOST)
+            self._client.unsubscribe()  # what is ours is given up in the next polls
+            self._subscribe()
         timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
         records = self._taken(self._client.consume(records_max, timeout_s))
         if records:
@@ -259,6 +254,9 @@ class KafkaConsumer:
                 on_lost=self._on_lost,
             )
 
+    def _new_client(self) -> Client:
+        return make_client(Client, self._settings, self._telemetry, self._way_back.hear)
+
     def _replace_client(self) -> None:
         """Join the group with a new client, the old one being cut off: see `kafka_way_back`."""
         self._log("replaced", "the client is cut off from the brokers: a new one joins the group")
@@ -268,7 +266,7 @@ class KafkaConsumer:
             self._client.unsubscribe()  # should it come back after all, it must not join
         except KafkaException as error:
             self._log("replaced", said(error.args[0]))
-        self._client = make_client(Client, self._settings, self._telemetry)
+        self._client = self._new_client()
         self._subscribe()
 
     def _watched(self, config: Mapping[str, str]) -> TopicWatch | None:
@@ -449,29 +447,13 @@ class KafkaConsumer:
                 f"{tp}: offset {messages[0].offset()} after {reading.offset_next}"
             )
             messages = [m for m in messages if m.offset() >= reading.offset_next]
-        offsets = _offsets(messages)
-        offset_next = max(end, offsets[-1] + 1 if offsets else -1)
+        offset_next = max(end, messages[-1].offset() + 1 if messages else -1)
         if offset_next <= reading.offset_next:
             return None
-        assert not offsets or offsets[-1] - offsets[0] >= len(offsets) - 1, f"{tp}: out of order"
         reading.offset_next = offset_next
         reading.is_fresh = False
         reading.tries = 0
-        columns = self._columns
-        keys = [m.key() for m in messages] if columns.keys else []
-        headers = [m.headers() or () for m in messages] if columns.headers else []
-        values = PackedValues.of(list(map(Message.value, messages)))
-        return Records(
-            tp=tp,
-            offset_next=offset_next,
-            offsets=offsets,
-            values=values,
-            timestamps_ms=_timestamps(messages) if columns.timestamps else (),
-            keys=keys,
-            headers=headers,
-            size_bytes=values.size_bytes + _size_bytes(keys, headers),
-            produced_first_ms=_produced_ms(messages[0]) if messages else None,
-        )
+        return records_of(tp, messages, offset_next, self._columns)
 
     # --- what goes wrong ---
 
@@ -564,37 +546,3 @@ def _absence(tp: TopicPartition, *, was_ours: bool) -> str:
     if was_ours:
         return f"waiting for partition {tp}: it does not exist any more"
     return f"waiting for topic {tp.topic!r}: it does not exist yet"
-
-
-def _offsets(messages: Sequence[Message]) -> Sequence[int]:
-    """Return the offsets of `messages`, which rise.
-
-    Without gaps, as almost always, the first and the last say it all: between them there are as
-    many numbers as records.
-    """
-    if not messages:
-        return ()
-    first, last = messages[0].offset(), messages[-1].offset()
-    if last - first == len(messages) - 1:
-        return range(first, last + 1)
-    return list(map(Message.offset, messages))
-
-
-def _timestamps(messages: Sequence[Message]) -> Sequence[int]:
-    """Return the timestamps of `messages`; a view of numbers, where a list would hold objects."""
-    pairs = map(Message.timestamp, messages)
-    return np.fromiter(map(itemgetter(1), pairs), np.int64, len(messages)).data
-
-
-def _produced_ms(message: Message) -> int | None:
-    """Return the timestamp of `message`, or None where Kafka has none."""
-    _, at_ms = message.timestamp()
-    return at_ms if at_ms >= 0 else None
-
-
-def _size_bytes(keys: Sequence[bytes | None], headers: Sequence[Sequence[Header]]) -> int:
-    size_bytes = sum([len(key) for key in keys if key])
-    for names in headers:
-        for name, value in names:
-            size_bytes += len(name) + len(value or b"")
-    return size_bytes

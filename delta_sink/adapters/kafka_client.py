@@ -86,15 +86,20 @@ def said(error: KafkaError) -> str:
 
 
 def make_client(
-    kind: Callable[..., C], settings: Mapping[str, object], telemetry: Telemetry | None
+    kind: Callable[..., C],
+    settings: Mapping[str, object],
+    telemetry: Telemetry | None,
+    hear: Callable[[str], None] | None = None,
 ) -> C:
     """Return a client of `kind` whose log lines go to `telemetry`, or nowhere without one.
+
+    `hear` is called with each line, in the thread that polls the client.
 
     Raises:
         ConfigError: librdkafka knows no such key or refuses its value.
     """
     try:
-        return kind(dict(settings), logger=_logger(telemetry))
+        return kind(dict(settings), logger=_logger(telemetry, hear))
     except KafkaException as error:
         text = said(error.args[0])
     except (TypeError, ValueError) as error:
@@ -108,13 +113,16 @@ class _ToTelemetry(logging.Handler):
     While no broker answers, librdkafka says so many times a second.
     """
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, hear: Callable[[str], None] | None) -> None:
         super().__init__(logging.DEBUG)
         self._telemetry = telemetry
+        self._hear = hear
         self._said_s: dict[str, float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
+        if self._hear is not None:
+            self._hear(text)
         if text.startswith("CONFWARN"):
             return  # one file serves consumer and producer: each is told keys of the other
         kind = _DIGITS.sub("", text)
@@ -134,11 +142,11 @@ def keep_for_ever(client: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
-def _logger(telemetry: Telemetry | None) -> logging.Logger:
+def _logger(telemetry: Telemetry | None, hear: Callable[[str], None] | None) -> logging.Logger:
     # A logger of its own, in no hierarchy: what a program configures for the root logger must
     # not make librdkafka's lines appear twice.
     logger = logging.Logger("delta_sink.kafka")  # noqa: LOG001 - see the comment above
-    logger.addHandler(logging.NullHandler() if telemetry is None else _ToTelemetry(telemetry))
+    logger.addHandler(logging.NullHandler() if telemetry is None else _ToTelemetry(telemetry, hear))
     return logger
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _MIB: Final = 1 << 20
+_TOO_QUIET: Final = frozenset("01234")
 
 
 def consumer_settings(
@@ -34,8 +35,6 @@ def consumer_settings(
         "check.crcs": True,
         "statistics.interval.ms": 0,
     }
-    if not is_kip_848(user):
-        defaults["partition.assignment.strategy"] = "cooperative-sticky"
     ours: dict[str, Any] = {
         "group.id": group,
         "enable.auto.commit": False,
@@ -45,6 +44,10 @@ def consumer_settings(
         "isolation.level": "read_committed",
         "allow.auto.create.topics": False,
     }
+    if not is_kip_848(user):
+        defaults["partition.assignment.strategy"] = "cooperative-sticky"
+    elif user.get("log_level") in _TOO_QUIET:
+        ours["log_level"] = "5"  # its log alone tells of an answer that was lost: `kafka_way_back`
     return {**defaults, **user, **ours}
 
 

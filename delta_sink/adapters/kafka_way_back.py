@@ -1,16 +1,25 @@
-"""The way back into a group for a client of librdkafka that was cut off from every broker.
+"""The way back into its group for a client of librdkafka that will not find it by itself.
 
-While its only broker shuts down, librdkafka (seen with 2.16) may let go of it, and of those of
+**Cut off.** While its only broker shuts down, librdkafka (seen with 2.16) may let go of it, and of those of
 `bootstrap.servers` as well: the answer to a question for the cluster's brokers names none then.
 Such a client never connects again, and waits for ever for the commit that it had under way. A new
 one finds the brokers at once.
 
 A member that waits for others to come along in a rebalance looks the same from outside, and must
 be left alone. So the client itself is asked, once brokers are known to answer somebody else.
+
+**Misled.** In a KIP-848 group the coordinator tells a member what to give up or to take in the
+answer to one heartbeat. A member to which such an answer did not come must send a full request,
+upon which it is told once more (KIP-848, "Heartbeat process"); librdkafka does so where the
+connection broke, but not (2.16) where the answer was waited for in vain. What it should give up it
+keeps then until `max.poll.interval.ms` is over, and what it should take nobody reads: its later
+heartbeats are answered as if nothing were wrong. Only its log says so. Whoever joins is told all.
+It must not join anew before heartbeats are answered again: until then it may read what it has.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -21,6 +30,10 @@ from delta_sink.adapters.kafka_topics import TopicWatch
 
 LOST_S_MAX: Final = 10.0
 """How long a member that lost its group is left to itself before it is looked at."""
+
+ANSWER_LOST: Final = "a heartbeat was not answered in time: what the answer told is unknown"
+
+_LOST_HEARTBEAT: Final = re.compile(r"Timed out ConsumerGroupHeartbeatRequest .*after (\d+)ms")
 
 ANSWER_S_MAX: Final = 5.0
 """How long the client may take to answer, once brokers answer others."""
@@ -34,9 +47,27 @@ class WayBack:
         self._config = config
         self._since_s: float | None = None
         self._watch: TopicWatch | None = None
+        self._answered_s: float | None = None
+
+    def hear(self, line: str) -> None:
+        """Note what a line of the client's log says of its heartbeats."""
+        if lost := _LOST_HEARTBEAT.search(line):
+            # The next one would be missed by then, were it lost as well.
+            self._answered_s = time.monotonic() + 2 * int(lost[1]) / 1000
+
+    def is_misled(self) -> bool:
+        """Return whether the answer to a heartbeat was lost, once later ones are answered.
+
+        It is said once: the caller joins the group anew.
+        """
+        if self._answered_s is None or time.monotonic() < self._answered_s:
+            return False
+        self._answered_s = None
+        return True
 
     def is_sought(self) -> None:
-        """Note that the group was lost."""
+        """Note that the group was lost: the client joins anew, and is told all."""
+        self._answered_s = None
         if self._since_s is None:
             self._since_s = time.monotonic()
 

@@ -13,8 +13,9 @@ import pytest
 from confluent_kafka import Producer as RawProducer
 
 from delta_sink.adapters.embedded import EmbeddedBroker
-from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+from delta_sink.adapters.kafka import KafkaConsumer
 from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
+from delta_sink.adapters.kafka_columns import ConsumerColumns
 from delta_sink.adapters.kafka_reader import read_offsets
 from delta_sink.adapters.kafka_settings import consumer_settings
 from delta_sink.errors import BrokerUnavailable, ConfigError, FatalError
@@ -341,6 +342,19 @@ def test_settings_that_exactly_once_rests_on_are_not_the_users():
     assert settings["isolation.level"] == "read_committed"
     assert settings["fetch.wait.max.ms"] == "7"
     assert settings["queued.max.messages.kbytes"] == 16 << 10
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({"group.protocol": "consumer", "log_level": "3"}, "5"),
+        ({"group.protocol": "consumer", "log_level": "7"}, "7"),
+        ({"group.protocol": "consumer"}, None),
+        ({"log_level": "3"}, "3"),
+    ],
+)
+def test_a_log_that_tells_of_lost_answers_is_not_silenced(user, expected):
+    assert consumer_settings(user, group="g", queue_bytes_max=1 << 20).get("log_level") == expected
 
 
 # --- answers that cannot be read ----------------------------------------------------------------

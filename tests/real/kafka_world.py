@@ -8,8 +8,9 @@ from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
-from delta_sink.adapters.kafka import ConsumerColumns, KafkaConsumer
+from delta_sink.adapters.kafka import KafkaConsumer
 from delta_sink.adapters.kafka_admin import KafkaBroker, KafkaProducer
+from delta_sink.adapters.kafka_columns import ConsumerColumns
 from tests.services.kafka import Kafka
 
 FAST_SESSION = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "200"}

@@ -10,6 +10,7 @@ from confluent_kafka import TopicPartition as Place
 
 from delta_sink.adapters import kafka_way_back
 from delta_sink.adapters.kafka_way_back import WayBack
+from delta_sink.ports import Assigned, Revoked
 from tests.contract.consumer_contract import (
     T0,
     T1,
@@ -18,6 +19,7 @@ from tests.contract.consumer_contract import (
     numbered,
     poll_quietly,
 )
+from tests.real.kafka_proxy import CONSUMER_GROUP_HEARTBEAT, kafka_proxying
 from tests.real.kafka_world import RealKafka
 from tests.services.processes import free_port
 
@@ -132,3 +134,69 @@ def test_a_client_is_left_alone_while_it_or_nobody_reaches_the_brokers(kafka, mo
         assert not way_back.is_blocked(client)
         way_back.close()
         client.close()
+
+
+def _rejoined(world):
+    return [fields["reason"] for name, _, fields in world.telemetry.events if name == "rejoined"]
+
+
+def test_an_assignment_whose_answer_was_lost_is_asked_for_again(kafka):
+    """What a member should give up is told in one answer alone; librdkafka does not ask again."""
+    world = RealKafka(kafka, **WAYS["kip848"])
+    sizes: list[int] = []
+    lost: list[bytes] = []
+
+    def is_lost(api_key, answer):
+        # Of a member in peace all answers are alike; the one with partitions is longer.
+        if api_key != CONSUMER_GROUP_HEARTBEAT:
+            return False
+        sizes.append(len(answer))
+        if lost or len(answer) == sizes[0]:
+            return False
+        lost.append(answer)
+        return True
+
+    with kafka_proxying(kafka.bootstrap_servers) as proxy:
+        at_proxy = {"bootstrap.servers": proxy.bootstrap_servers, "log_level": "3"}
+        first = world.consumer("misled", **at_proxy)
+        joined(first, T0, T1)
+        proxy.is_lost = is_lost
+        until_s = time.monotonic() + 10
+        while len(sizes) < 2 and time.monotonic() < until_s:
+            first.poll(1, 50)
+        second = world.consumer("misled")
+        theirs = {first: {T0, T1}, second: set()}
+        while not (theirs[first] and theirs[second]) and time.monotonic() < until_s:
+            for consumer, own in theirs.items():
+                for event in consumer.poll(1, 50).events:
+                    changed = set(event.partitions)
+                    own |= changed if isinstance(event, Assigned) else set()
+                    own -= changed if isinstance(event, Revoked) else set()
+        assert len(lost) == 1
+        assert [len(own) for own in theirs.values()] == [1, 1], theirs
+        assert _rejoined(world) == [kafka_way_back.ANSWER_LOST]
+        world.close()
+
+
+def test_a_member_keeps_its_partitions_while_no_heartbeat_is_answered(kafka):
+    world = RealKafka(kafka, **WAYS["kip848"])
+    lost: list[bytes] = []
+
+    def is_lost(api_key, answer):
+        if api_key == CONSUMER_GROUP_HEARTBEAT:
+            lost.append(answer)
+        return api_key == CONSUMER_GROUP_HEARTBEAT
+
+    with kafka_proxying(kafka.bootstrap_servers) as proxy:
+        consumer = world.consumer("unanswered", **{"bootstrap.servers": proxy.bootstrap_servers})
+        joined(consumer, T0, T1)
+        proxy.is_lost = is_lost
+        until_s = time.monotonic() + 20
+        while len(lost) < 4 and time.monotonic() < until_s:
+            assert not consumer.poll(1, 50).events
+        assert len(lost) == 4
+        assert not _rejoined(world)
+        proxy.is_lost = lambda api_key, answer: False
+        joined(consumer, T0, T1)
+        assert _rejoined(world) == [kafka_way_back.ANSWER_LOST]
+        world.close()
