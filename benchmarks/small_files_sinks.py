@@ -24,11 +24,11 @@ CONTROL: Final = "small-files.control"
 STATUS: Final = "small-files.status"
 TOPICS: Final = {TOPIC: PARTITIONS, CONTROL: 2, STATUS: 1}
 COMMIT_MS: Final = 100
-INTERVAL_MS: Final = 85
-"""A batch is due so long after its first record, which comes some milliseconds after the last of
-the batch before: so that a commit comes every `COMMIT_MS`."""
+INTERVAL_MS: Final = 60
+"""A batch is due so long after its first record: it takes two lots of records, and the third begins
+the next. That is a little more often than every `COMMIT_MS`, since some commits come late."""
 RECORDS_PER_S: Final = 500
-_TICK_S: Final = 0.05
+_TICK_S: Final = 0.045
 """Records come in small lots: of each partition the embedded broker hands out one lot a request."""
 _STOP_S_MAX: Final = 40
 
