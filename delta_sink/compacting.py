@@ -456,7 +456,7 @@ def _followed(
     final: dict[str, Outcome] = {}
     clock = errand.upkeep.log.clock
     expiry_ms = errand.command.expiry_ms
-    while ids - final.keys():
+    while True:
         yield from errand.go_on()
         try:
             found = yield from do("follow", lambda: list(newer_outcomes(client, offsets)))
@@ -465,10 +465,10 @@ def _followed(
         for outcome in found:
             if outcome.id in ids and outcome.is_final:
                 final.setdefault(outcome.id, outcome)
-        if expiry_ms is not None and clock.wall_ms() > expiry_ms + EXPIRY_GRACE_MS:
-            break
+        is_too_late = expiry_ms is not None and clock.wall_ms() > expiry_ms + EXPIRY_GRACE_MS
+        if is_too_late or not ids - final.keys():
+            return final
         yield Rest(FOLLOW_MS)
-    return final
 
 
 def summary(items: Sequence[Command], final: Mapping[str, Outcome]) -> Ended:

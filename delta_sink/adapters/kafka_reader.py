@@ -80,7 +80,9 @@ def _read(
 ) -> Iterator[Served]:
     silent_since = time.monotonic()
     while wanted:
-        messages: list[Message] = client.consume(_BATCH_RECORDS_MAX, _POLL_S)
+        # Asked for many, librdkafka waits for as many or for the whole time.
+        messages: list[Message] = client.consume(1, _POLL_S)
+        messages += client.consume(_BATCH_RECORDS_MAX, 0.0)
         if refused:
             raise refusal("reading back", refused[0])
         heard = False
