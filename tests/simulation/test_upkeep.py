@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 import pytest
 
 from delta_sink import compacting
@@ -66,6 +68,9 @@ def test_a_large_command_is_divided_and_answered_once(seed, monkeypatch):
             assert final["result"]["files_added"] == len(sim.oracle.live) == 4
             removed = [it.outcomes(part)[-1]["result"]["files_removed"] for part in parts]
             assert removed == [6] * 4, "each part does its own slot and no other"
+            done = max(datetime.fromisoformat(it.outcomes(part)[-1]["at"]) for part in parts)
+            rest_ms = (datetime.fromisoformat(final["at"]) - done) / timedelta(milliseconds=1)
+            assert rest_ms < compacting.FOLLOW_MS, "it is told without a rest more"
             assert len(planned) <= 2, "each compactor plans the whole once"
         sim.finish()
         it.stop()
