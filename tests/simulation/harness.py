@@ -328,7 +328,10 @@ class Simulation:
         """
         self.world.heal()
         began_ms = self.world.now_ms
-        self.run(lambda: self.is_complete, limit_ms=limit_ms)
+        while not self.is_complete:
+            self.run(lambda: self.is_complete or bool(self._gave_up()), limit_ms=limit_ms)
+            for name in self._gave_up():
+                self.start(name)
         took_ms = self.world.now_ms - began_ms
         alive = [worker for worker in self.workers.values() if worker.is_up]
         for worker in alive:
@@ -341,6 +344,16 @@ class Simulation:
             raise error
         self.check_acknowledged()
         return took_ms
+
+    def _gave_up(self) -> list[str]:
+        """Return who ended after too long without progress, once nobody is left who could go on.
+
+        They slept past the last fault, and count their sleep. Who runs them starts them anew.
+        """
+        if any(worker.is_up for worker in self.workers.values()):
+            return []
+        errors = {name: worker.task.error for name, worker in self.workers.items()}
+        return [name for name, error in errors.items() if str(error).startswith(NO_PROGRESS)]
 
     def check_acknowledged(self) -> None:
         """I17 for every worker that ever lived; and it said only what is declared."""
