@@ -30,7 +30,7 @@ from delta_sink.append import DeadLetterTarget
 from delta_sink.attendance import Attendance
 from delta_sink.begin_end import begun, keep_outcome, pause_or_resume, refused, release_work
 from delta_sink.compacting import checkpoint, compact
-from delta_sink.control import COMMANDS, Command, CommandName, parse_command
+from delta_sink.control import COMMANDS, Command, CommandName, Outcome, parse_command
 from delta_sink.control_message import Refusal
 from delta_sink.errand import (
     Begin,
@@ -395,9 +395,9 @@ class Maintainer:
         """Carry out a command, whatever comes; its offset is done in the end, or another's."""
         beginning = yield from begun(errand)
         if isinstance(beginning, Done):
-            if beginning.outcome is not None:
-                yield from publish(self._upkeep, beginning.outcome)
-            _mark_done(received)
+            kept = beginning.outcome  # whoever did it may not have told it
+            if kept is None or (yield from self._told(errand, kept)):
+                _mark_done(received)
             return
         yield from errand.tell("accepted")
         if errand.command.command not in SHARED:
@@ -408,10 +408,8 @@ class Maintainer:
         self._outcomes.append(ended)
         outcome = errand.outcome(ended.state, ended.message, ended.result)
         yield from keep_outcome(errand, beginning, outcome)
-        while not (yield from publish(self._upkeep, outcome)):
-            if errand.is_stopping:
-                return
-            yield Rest(RETRY_MS)
+        if not (yield from self._told(errand, outcome)):
+            return
         if ended.state == "succeeded":
             self._telemetry.gauge(
                 "delta_sink_maintenance_last_success_timestamp_seconds",
@@ -419,6 +417,14 @@ class Maintainer:
                 command=errand.command.command,
             )
         _mark_done(received)
+
+    def _told(self, errand: Errand, outcome: Outcome) -> Steps[bool]:
+        """Return True once the status topic has it, or False where the worker is to stop first."""
+        while not (yield from publish(self._upkeep, outcome)):
+            if errand.is_stopping:
+                return False
+            yield Rest(RETRY_MS)
+        return True
 
     def _worked(self, errand: Errand) -> Steps[Ended]:
         """Return what became of the command's work; what fails for the moment is tried again."""

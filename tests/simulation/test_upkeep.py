@@ -8,6 +8,7 @@ import pytest
 
 from delta_sink import compacting
 from delta_sink.control import Command, Compact
+from delta_sink.errand import SEND_TRIES_MAX
 from delta_sink.testing import World, make_maintainer
 from tests.simulation.upkeep import TABLE, Upkeeping
 from tests.simulation.upkeep_mutants import (
@@ -20,11 +21,12 @@ from tests.simulation.upkeep_mutants import (
 from tests.simulation.upkeep_swarm import run_seed
 
 SEEDS = 30
-ONCE_WRONG = (2033, 102752, 305057, 306300, 824714)
+ONCE_WRONG = (2033, 102752, 305057, 306300, 824714, 834075)
 """Seeds that showed a bug, each told where it was mended: "exists" of an anchor that is not there; an
 outage until after the last command, so that there was no table yet (the world's own mistake); two
 clean-ups that were overtaken by another engine's between their plan and their anchor; writers that
-all gave up when they woke, which nobody started anew (the world's own mistake)."""
+all gave up when they woke, which nobody started anew (the world's own mistake); an outcome that was
+kept and never told, since brokers were away when the command came again."""
 
 
 @pytest.mark.parametrize("seed", [*range(SEEDS), *ONCE_WRONG])
@@ -35,6 +37,32 @@ def test_maintenance_is_right_under_faults(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_vacuums_that_race_without_locks(seed):
     run_seed(seed, vacuums=True)
+
+
+def test_an_outcome_that_was_kept_is_told_once_brokers_are_back():
+    """A command that is delivered again was done: its outcome may be told by nobody else."""
+    with World(5) as world:
+        it = Upkeeping.of(world)
+        sim = it.sim
+        sim.start("w0")
+        sim.fill(8)
+        sim.run(lambda: sim.is_complete)
+        it.start("c0")
+        name = it.send("compact")
+        sim.run(lambda: it.is_answered(name))
+        told = len(it.outcomes(name))
+
+        def away(task):
+            if task.name == "begin":
+                sim.kafka.wire.outage(120_000)
+            else:
+                world.at("leases.get begins", away)
+
+        world.at("leases.get begins", away)
+        it.send("compact", name=name)
+        sim.run(lambda: len(it.outcomes(name)) > told)
+        assert world.met["kafka.outage"] > SEND_TRIES_MAX
+        assert it.outcomes(name)[-1]["state"] == "succeeded"
 
 
 @pytest.mark.parametrize("seed", range(4))
