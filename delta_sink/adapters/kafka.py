@@ -157,8 +157,7 @@ class KafkaConsumer:
             self._replace_client()
         if self._way_back.is_misled():
             self._telemetry.event("rejoined", "warning", reason=ANSWER_LOST)
-            self._client.unsubscribe()  # what is ours is given up in the next polls
-            self._subscribe()
+            self._join_anew()  # what is ours is given up in the next polls
         timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
         records = self._taken(self._client.consume(records_max, timeout_s))
         if records:
@@ -204,8 +203,7 @@ class KafkaConsumer:
     def rejoin(self) -> None:
         """Leave the group and join again. The partitions are gone; `Revoked` is not returned."""
         self._forget(self._owned.copy())
-        self._client.unsubscribe()
-        self._subscribe()
+        self._join_anew()
 
     def close(self) -> None:
         """Leave the group and free everything, within `CLOSE_MS_MAX` even if no broker answers.
@@ -253,6 +251,11 @@ class KafkaConsumer:
                 on_revoke=self._on_revoke,
                 on_lost=self._on_lost,
             )
+
+    def _join_anew(self) -> None:
+        self._way_back.is_told_all()
+        self._client.unsubscribe()
+        self._subscribe()
 
     def _new_client(self) -> Client:
         return make_client(Client, self._settings, self._telemetry, self._way_back.hear)

@@ -1,7 +1,7 @@
 """The way back into its group for a client of librdkafka that will not find it by itself.
 
-**Cut off.** While its only broker shuts down, librdkafka (seen with 2.16) may let go of it, and of those of
-`bootstrap.servers` as well: the answer to a question for the cluster's brokers names none then.
+**Cut off.** While its only broker shuts down, librdkafka (seen with 2.16) may let go of it, and of
+those of `bootstrap.servers` as well: the answer to a question for the cluster's brokers names none.
 Such a client never connects again, and waits for ever for the commit that it had under way. A new
 one finds the brokers at once.
 
@@ -56,18 +56,16 @@ class WayBack:
             self._answered_s = time.monotonic() + 2 * int(lost[1]) / 1000
 
     def is_misled(self) -> bool:
-        """Return whether the answer to a heartbeat was lost, once later ones are answered.
+        """Return whether the answer to a heartbeat was lost, once later ones are answered."""
+        return self._answered_s is not None and time.monotonic() >= self._answered_s
 
-        It is said once: the caller joins the group anew.
-        """
-        if self._answered_s is None or time.monotonic() < self._answered_s:
-            return False
+    def is_told_all(self) -> None:
+        """Note that the client joins anew: what was lost is told again."""
         self._answered_s = None
-        return True
 
     def is_sought(self) -> None:
-        """Note that the group was lost: the client joins anew, and is told all."""
-        self._answered_s = None
+        """Note that the group was lost; the client joins anew by itself."""
+        self.is_told_all()
         if self._since_s is None:
             self._since_s = time.monotonic()
 

@@ -82,10 +82,10 @@ def _break(connection: socket.socket) -> None:
 def kafka_proxying(bootstrap_servers: str) -> Iterator[KafkaProxy]:
     """Give a proxy before the broker at `bootstrap_servers`."""
     proxy = KafkaProxy(bootstrap_servers)
-    thread = threading.Thread(target=proxy.serve)
+    thread = threading.Thread(target=proxy.serve, daemon=True)
     thread.start()
     try:
         yield proxy
     finally:
         proxy.close()
-        thread.join()
+        thread.join(5)  # elsewhere than on Linux a closed listener may still be waited for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import pytest
 from confluent_kafka import Consumer as Client
@@ -142,7 +143,6 @@ def _rejoined(world):
 
 def test_an_assignment_whose_answer_was_lost_is_asked_for_again(kafka):
     """What a member should give up is told in one answer alone; librdkafka does not ask again."""
-    world = RealKafka(kafka, **WAYS["kip848"])
     sizes: list[int] = []
     lost: list[bytes] = []
 
@@ -156,7 +156,10 @@ def test_an_assignment_whose_answer_was_lost_is_asked_for_again(kafka):
         lost.append(answer)
         return True
 
-    with kafka_proxying(kafka.bootstrap_servers) as proxy:
+    with (
+        kafka_proxying(kafka.bootstrap_servers) as proxy,
+        closing(RealKafka(kafka, **WAYS["kip848"])) as world,
+    ):
         at_proxy = {"bootstrap.servers": proxy.bootstrap_servers, "log_level": "3"}
         first = world.consumer("misled", **at_proxy)
         joined(first, T0, T1)
@@ -175,11 +178,9 @@ def test_an_assignment_whose_answer_was_lost_is_asked_for_again(kafka):
         assert len(lost) == 1
         assert [len(own) for own in theirs.values()] == [1, 1], theirs
         assert _rejoined(world) == [kafka_way_back.ANSWER_LOST]
-        world.close()
 
 
 def test_a_member_keeps_its_partitions_while_no_heartbeat_is_answered(kafka):
-    world = RealKafka(kafka, **WAYS["kip848"])
     lost: list[bytes] = []
 
     def is_lost(api_key, answer):
@@ -187,7 +188,10 @@ def test_a_member_keeps_its_partitions_while_no_heartbeat_is_answered(kafka):
             lost.append(answer)
         return api_key == CONSUMER_GROUP_HEARTBEAT
 
-    with kafka_proxying(kafka.bootstrap_servers) as proxy:
+    with (
+        kafka_proxying(kafka.bootstrap_servers) as proxy,
+        closing(RealKafka(kafka, **WAYS["kip848"])) as world,
+    ):
         consumer = world.consumer("unanswered", **{"bootstrap.servers": proxy.bootstrap_servers})
         joined(consumer, T0, T1)
         proxy.is_lost = is_lost
@@ -199,4 +203,3 @@ def test_a_member_keeps_its_partitions_while_no_heartbeat_is_answered(kafka):
         proxy.is_lost = lambda api_key, answer: False
         joined(consumer, T0, T1)
         assert _rejoined(world) == [kafka_way_back.ANSWER_LOST]
-        world.close()
