@@ -30,7 +30,7 @@ from delta_sink.delta.types import (
 )
 
 LIBRARY = Path(__file__).parent / "native" / "libdelta_sink_json.so"
-FUNCTION = "delta_sink_json_1"
+FUNCTION = "delta_sink_json_2"
 """With the number of its interface: a library of an older checkout has no function of this name."""
 
 NOT_COMPILED = (
@@ -66,10 +66,10 @@ class NativeDecoder:
         """Prepare for the table of `spec`, of which `can_decode` holds."""
         self._decode = function
         self._schema = pa.schema([arrow_field(f) for f in spec.value_fields])
-        nodes, names = _described(spec)
+        nodes, keys = _described(spec)
         self._nodes = b"".join(nodes)
         self._node_count = len(nodes)
-        self._names = names
+        self._keys = keys
         self._options = struct.pack(
             "@qIB3x", spec.record_bytes_max, spec.nesting_max, spec.unknown_fields == "fail"
         )
@@ -89,8 +89,8 @@ class NativeDecoder:
         answer = self._decode(
             self._nodes,
             self._node_count,
-            self._names,
-            len(self._names),
+            self._keys,
+            len(self._keys),
             self._options,
             addresses.ctypes.data,
             lengths.ctypes.data,
@@ -164,19 +164,22 @@ def _is_bare(name: str) -> bool:
 
 
 def _described(spec: DecodeSpec) -> tuple[list[bytes], bytes]:
-    """Return the nodes of the row and of all columns in it, children together, and their names."""
+    """Return the nodes of the row and of all columns in it, children together, and their keys.
+
+    A key is the name as programs write it in JSON, with its quotes and its colon.
+    """
     nodes: list[bytes] = []
-    names = bytearray()
+    keys = bytearray()
     waiting: list[Field] = [Field("", StructType(spec.value_fields), nullable=False)]
     made = 0
     while made < len(waiting):
         field = waiting[made]
         children = list(_children(field.type))
-        name = field.name.encode()
+        key = f'"{field.name}":'.encode()
         nodes.append(
             _NODE.pack(
-                len(names),
-                len(name),
+                len(keys),
+                len(key),
                 len(waiting),
                 len(children),
                 _kind(field.type, spec),
@@ -190,10 +193,10 @@ def _described(spec: DecodeSpec) -> tuple[list[bytes], bytes]:
                 _FACTORS[spec.timestamp_format],
             )
         )
-        names += name
+        keys += key
         waiting += children
         made += 1
-    return nodes, bytes(names)
+    return nodes, bytes(keys)
 
 
 def _children(data_type: DataType) -> Iterator[Field]:

@@ -246,6 +246,64 @@ def test_a_slice_of_values_has_its_own_places():
     assert found.rows["n"].to_pylist() == [7, 8, 9]
 
 
+def names_of_all_lengths():
+    return ["k" * (length - 1) + "é"[: length > 2] + "z"[: length <= 2] for length in range(1, 40)]
+
+
+def test_keys_of_all_lengths_in_any_order_and_at_the_end():
+    names = names_of_all_lengths()
+    assert len(set(names)) == len(names)
+    spec = DecodeSpec(TableSchema(tuple(Field(name, "long") for name in names)))
+    rows = [dict(zip(names, range(len(names)), strict=True))]
+    rows += [{name: 7} for name in names]
+    rows += [{name: 7, names[0]: 8} for name in names[1:]]
+    rows.append(dict(reversed(rows[0].items())))
+    values = [json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() for row in rows]
+    nearly = [b'{"%s":7}' % (name.encode() + b"_") for name in names]
+    found = decoded(spec, values + nearly)
+    assert len(found.taken) == len(values) + len(nearly)
+    assert found.unknown_fields == len(nearly)
+    wanted = [{name: row.get(name) for name in names} for row in rows + [{}] * len(nearly)]
+    assert found.rows.to_pylist() == wanted
+
+
+@pytest.mark.parametrize("behind", [b"}", b',"n":1}', b',"zz":"' + b"y" * 200 + b'"}'], ids=len)
+def test_texts_of_all_lengths(behind):
+    texts = ["é" * (length % 2) + "x" * (length - 2 * (length % 2)) for length in range(2, 140)]
+    values = [b'{"a":"%s"' % text.encode() + behind for text in texts]
+    assert decoded(spec_of("string"), values).rows["a"].to_pylist() == texts
+
+
+@pytest.mark.parametrize("place", [0, 1, 7, 8, 63, 64, 65, 100, 199])
+def test_the_first_null_of_a_column(place):
+    values = [b'{"a":[{"s":"x","n":%d}],"n":%d}' % (i, i) for i in range(200)]
+    values[place] = b'{"a":[{"n":3},null]}'
+    item = StructType((Field("s", "string"), Field("n", "long")))
+    rows = [{"a": [{"s": "x", "n": i}], "n": i} for i in range(200)]
+    rows[place] = {"a": [{"s": None, "n": 3}, None], "n": None}
+    assert decoded(spec_of(ArrayType(item)), values).rows.to_pylist() == rows
+    values[place] = b'{"a":[{"n":3},null,0]}'  # a doubt behind the nulls takes them back
+    assert (
+        decoded(spec_of(ArrayType(item)), values).rows.to_pylist()
+        == rows[:place] + rows[place + 1 :]
+    )
+
+
+@pytest.mark.parametrize("first", [b"{}", b"", b'{"a":"' + b"x" * 60_000 + b'"}'], ids=len)
+@pytest.mark.parametrize("then", [b"{}", b'{"a":"' + b"x" * 600_000 + b'","n":1}'], ids=len)
+def test_first_records_unlike_the_others(first, then):
+    """The room that is made for all of them is neither too small to do nor hundreds of megabytes."""
+    numbers = [Field(f"n{i}", "long") for i in range(20)]
+    spec = DecodeSpec(TableSchema((Field("a", "string"), *numbers)))
+    values = PackedValues.of([first] * 64 + [then] * 32)
+    decoder, process = native_decoder(spec), psutil.Process()
+    before_bytes = process.memory_info().vms
+    found = decoder.decode(values, 0, len(values))
+    assert process.memory_info().vms - before_bytes < 8 * values.size_bytes + 16 * 1024 * 1024
+    assert len(found.taken) == 96 - 64 * (not first)
+    assert found.rows["a"].to_pylist()[-1] == json.loads(then).get("a")
+
+
 # --- any bytes at all ---------------------------------------------------------------------------
 
 MANY = DecodeSpec(
@@ -283,6 +341,23 @@ def members():
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(texts, members(), st.binary(max_size=20)), min_size=1, max_size=12))
 def test_what_it_takes_is_what_the_exact_path_takes(values):
+    assert_exact(values)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(members(), min_size=1, max_size=3),
+    st.lists(st.one_of(texts, members()), max_size=6),
+    st.integers(60, 70),
+    st.integers(0, 40),
+)
+def test_room_that_was_guessed_by_the_first_records_is_only_a_guess(first, then, some, others):
+    """Behind 64 records it makes room for all of them, as if they went on alike."""
+    assert_exact((first * some)[:some] + then * others)
+
+
+def assert_exact(values):
+    """Of these values it takes only what the exact path takes, with the same rows."""
     found = decoded(MANY, values)
     exact = ExactDecoder(MANY)
     rows, unknown = [], 0

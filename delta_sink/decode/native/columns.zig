@@ -30,8 +30,9 @@ pub const Kind = enum(u8) {
 
 /// One column as Python describes it; the children of a node stand behind each other.
 pub const Node = extern struct {
-    name_start: u32,
-    name_length: u32,
+    /// Where its key lies: `"name":`.
+    key_start: u32,
+    key_length: u32,
     first_child: u32,
     child_count: u32,
     kind: u8,
@@ -42,6 +43,43 @@ pub const Node = extern struct {
     scale: u8,
     /// Microseconds of one unit of a timestamp that is a number; 0 if it is text.
     factor: i64,
+};
+
+const LANE = 16;
+const Lane = @Vector(LANE, u8);
+const SHORT = 4 * LANE;
+
+/// `"name":` as programs write it.
+pub const Key = struct {
+    text: []const u8,
+    /// The text again if it fits, and which bytes of the lane are its own; else no bytes.
+    lane: Lane,
+    mask: u16,
+
+    fn of(text: []const u8) Key {
+        var key = Key{ .text = text, .lane = @splat(0), .mask = 0 };
+        if (text.len <= LANE) {
+            var bytes: [LANE]u8 = @splat(0);
+            @memcpy(bytes[0..text.len], text);
+            key.lane = bytes;
+            key.mask = @truncate((@as(u32, 1) << @intCast(text.len)) - 1);
+        }
+        return key;
+    }
+
+    pub fn name(self: *const Key) []const u8 {
+        return self.text[1 .. self.text.len - 2];
+    }
+
+    /// Whether `text` goes on with it at `at`.
+    pub inline fn stands(self: *const Key, text: []const u8, at: usize) bool {
+        if (self.mask != 0 and at + LANE <= text.len) {
+            const lane: Lane = text[at..][0..LANE].*;
+            const same: u16 = @bitCast(lane == self.lane);
+            return same & self.mask == self.mask;
+        }
+        return std.mem.startsWith(u8, text[at..], self.text);
+    }
 };
 
 /// Bytes that grow. Aligned as Arrow wants its buffers.
@@ -58,6 +96,23 @@ const Bytes = struct {
         return found;
     }
 
+    /// How much room `part` times what it holds takes, with some to write whole lanes; 0 if it is empty.
+    fn expected(self: *const Bytes, part: f64) usize {
+        if (self.len == 0) return 0;
+        const bytes: usize = @intFromFloat(@as(f64, @floatFromInt(self.len)) * part);
+        return std.mem.alignForward(usize, @max(bytes, self.len) + SHORT, 64);
+    }
+
+    /// Go on in the first part of `rest`.
+    fn move(self: *Bytes, part: f64, rest: *[]align(64) u8) void {
+        const size = self.expected(part);
+        if (size == 0) return;
+        const larger = rest.*[0..size];
+        rest.* = @alignCast(rest.*[size..]);
+        @memcpy(larger[0..self.len], self.room[0..self.len]);
+        self.room = larger;
+    }
+
     fn grow(self: *Bytes, arena: std.mem.Allocator, wanted: usize) Error!void {
         const size = @max(wanted, 2 * self.room.len, 64);
         // Not `alignedAlloc`: that writes all of the new memory once, to show its lack of a value.
@@ -67,7 +122,7 @@ const Bytes = struct {
         self.room = larger;
     }
 
-    fn append(self: *Bytes, arena: std.mem.Allocator, comptime T: type, value: T) Error!void {
+    inline fn append(self: *Bytes, arena: std.mem.Allocator, comptime T: type, value: T) Error!void {
         const place = try self.add(arena, @sizeOf(T));
         std.mem.writeInt(T, place[0..@sizeOf(T)], value, .little);
     }
@@ -80,8 +135,9 @@ pub const Column = struct {
     precision: u8,
     scale: u8,
     factor: i64,
-    name: []const u8,
+    key: Key,
     children: []Column,
+    /// Empty for as long as no entry is null.
     validity: Bytes = .{},
     offsets: Bytes = .{},
     data: Bytes = .{},
@@ -96,18 +152,38 @@ pub const Column = struct {
             .object => for (self.children) |*child| try child.appendNull(arena),
             else => @memset(try self.data.add(arena, self.width()), 0),
         }
-        try self.count(arena, false);
+        try self.countNull(arena);
     }
 
     /// Append a value of a kind that has a fixed width.
     pub fn appendFixed(self: *Column, arena: std.mem.Allocator, comptime T: type, value: T) Error!void {
         try self.data.append(arena, T, value);
-        try self.count(arena, true);
+        try self.count(arena);
     }
 
     pub fn appendBoolean(self: *Column, arena: std.mem.Allocator, value: bool) Error!void {
         try setBit(&self.data, arena, self.len, value);
-        try self.count(arena, true);
+        try self.count(arena);
+    }
+
+    /// Append text that lies in `around` from `at` on.
+    pub inline fn appendText(self: *Column, arena: std.mem.Allocator, around: []const u8, at: usize, bytes: usize) Error!void {
+        const before = self.data.len;
+        const after = before + bytes;
+        // In whole lanes: a call for each few bytes would cost more than they do.
+        const lanes = (bytes + LANE - 1) / LANE * LANE;
+        if (lanes <= SHORT and at + lanes <= around.len) {
+            if (before + lanes > self.data.room.len) try self.data.grow(arena, before + lanes);
+            const room = self.data.room[before..][0..lanes];
+            const text = around[at..][0..lanes];
+            var done: usize = 0;
+            while (done < lanes) : (done += LANE) room[done..][0..LANE].* = text[done..][0..LANE].*;
+            self.data.len = after;
+        } else {
+            @memcpy(try self.data.add(arena, bytes), around[at..][0..bytes]);
+        }
+        try self.endEntry(arena, after);
+        try self.count(arena);
     }
 
     /// Return room for so many bytes of an entry of text or binary; `endText` ends the entry.
@@ -119,13 +195,13 @@ pub const Column = struct {
     pub fn endText(self: *Column, arena: std.mem.Allocator, unused: usize) Error!void {
         self.data.len -= unused;
         try self.endEntry(arena, self.data.len);
-        try self.count(arena, true);
+        try self.count(arena);
     }
 
     /// End an entry of a list, of a map or an object, whose children have theirs.
     pub fn endNested(self: *Column, arena: std.mem.Allocator) Error!void {
         if (self.kind != .object) try self.endEntry(arena, self.entries());
-        try self.count(arena, true);
+        try self.count(arena);
     }
 
     /// Take back all entries from `len` on.
@@ -140,11 +216,13 @@ pub const Column = struct {
             }
             return;
         }
-        for (len..self.len) |at| {
-            if (self.validity.room[at / 8] >> @intCast(at % 8) & 1 == 0) self.nulls -= 1;
+        if (self.validity.len != 0) {
+            for (len..self.len) |at| {
+                if (self.validity.room[at / 8] >> @intCast(at % 8) & 1 == 0) self.nulls -= 1;
+            }
+            self.validity.len = (len + 7) / 8;
         }
         self.len = len;
-        self.validity.len = (len + 7) / 8;
         switch (self.kind) {
             .boolean => self.data.len = (len + 7) / 8,
             .text, .base64, .hex => {
@@ -160,10 +238,32 @@ pub const Column = struct {
         }
     }
 
-    fn count(self: *Column, arena: std.mem.Allocator, is_valid: bool) Error!void {
-        try setBit(&self.validity, arena, self.len, is_valid);
-        self.nulls += @intFromBool(!is_valid);
+    inline fn count(self: *Column, arena: std.mem.Allocator) Error!void {
+        if (self.validity.len != 0) try setBit(&self.validity, arena, self.len, true);
         self.len += 1;
+    }
+
+    fn countNull(self: *Column, arena: std.mem.Allocator) Error!void {
+        if (self.validity.len == 0) {
+            // The first one: all before it are there.
+            @memset(try self.validity.add(arena, self.len / 8 + 1), 0xFF);
+        }
+        try setBit(&self.validity, arena, self.len, false);
+        self.nulls += 1;
+        self.len += 1;
+    }
+
+    fn expected(self: *const Column, part: f64) usize {
+        var size = self.validity.expected(part) + self.offsets.expected(part) + self.data.expected(part);
+        for (self.children) |*child| size += child.expected(part);
+        return size;
+    }
+
+    fn move(self: *Column, part: f64, rest: *[]align(64) u8) void {
+        self.validity.move(part, rest);
+        self.offsets.move(part, rest);
+        self.data.move(part, rest);
+        for (self.children) |*child| child.move(part, rest);
     }
 
     /// How many entries the child of a list or map has.
@@ -202,8 +302,38 @@ fn setBit(bits: *Bytes, arena: std.mem.Allocator, at: usize, value: bool) Error!
     byte.* = if (value) byte.* | mask else byte.* & ~mask;
 }
 
+/// What the columns of one call lie in.
+pub const Memory = struct {
+    arena: std.heap.ArenaAllocator,
+    /// Room for all columns in one piece, once it is known how much they take.
+    block: []align(64) u8 = &.{},
+
+    pub fn create() Error!*Memory {
+        const memory = try std.heap.c_allocator.create(Memory);
+        memory.* = .{ .arena = .init(std.heap.c_allocator) };
+        return memory;
+    }
+
+    pub fn destroy(self: *Memory) void {
+        self.arena.deinit();
+        if (self.block.len != 0) std.heap.c_allocator.rawFree(self.block, .@"64", @returnAddress());
+        std.heap.c_allocator.destroy(self);
+    }
+
+    /// Give `root` room for `part` times what it holds. If there is none it grows as it did.
+    pub fn expect(self: *Memory, root: *Column, part: f64) void {
+        std.debug.assert(self.block.len == 0);
+        const size = root.expected(part);
+        if (size == 0) return;
+        const place = std.heap.c_allocator.rawAlloc(size, .@"64", @returnAddress()) orelse return;
+        self.block = @alignCast(place[0..size]);
+        var rest = self.block;
+        root.move(part, &rest);
+    }
+};
+
 /// Return the columns `nodes[first..first + count]` and all below them, with nothing in them.
-pub fn make(arena: std.mem.Allocator, nodes: []const Node, names: []const u8, first: usize, count: usize) Error![]Column {
+pub fn make(arena: std.mem.Allocator, nodes: []const Node, keys: []const u8, first: usize, count: usize) Error![]Column {
     const made = try arena.alloc(Column, count);
     for (made, nodes[first..][0..count]) |*column, node| {
         column.* = .{
@@ -213,8 +343,8 @@ pub fn make(arena: std.mem.Allocator, nodes: []const Node, names: []const u8, fi
             .precision = node.precision,
             .scale = node.scale,
             .factor = node.factor,
-            .name = names[node.name_start..][0..node.name_length],
-            .children = try make(arena, nodes, names, node.first_child, node.child_count),
+            .key = Key.of(keys[node.key_start..][0..node.key_length]),
+            .children = try make(arena, nodes, keys, node.first_child, node.child_count),
         };
     }
     return made;
@@ -235,11 +365,11 @@ pub const ArrowArray = extern struct {
     private_data: ?*anyopaque,
 };
 
-/// Hand `root` and the arena in which all of it lies over to `out`, whose `release` frees it.
-pub fn give(root: *Column, arena: *std.heap.ArenaAllocator, out: *ArrowArray) Error!void {
-    try fill(root, arena.allocator(), out);
+/// Hand `root` and the memory in which all of it lies over to `out`, whose `release` frees it.
+pub fn give(root: *Column, memory: *Memory, out: *ArrowArray) Error!void {
+    try fill(root, memory.arena.allocator(), out);
     out.release = releaseAll;
-    out.private_data = arena;
+    out.private_data = memory;
 }
 
 fn fill(column: *Column, arena: std.mem.Allocator, out: *ArrowArray) Error!void {
@@ -286,8 +416,7 @@ fn releaseNothing(array: *ArrowArray) callconv(.c) void {
 }
 
 fn releaseAll(array: *ArrowArray) callconv(.c) void {
-    const arena: *std.heap.ArenaAllocator = @ptrCast(@alignCast(array.private_data.?));
+    const memory: *Memory = @ptrCast(@alignCast(array.private_data.?));
     array.release = null;
-    arena.deinit();
-    std.heap.c_allocator.destroy(arena);
+    memory.destroy();
 }

@@ -1,6 +1,6 @@
 //! Many JSON records to Arrow columns, in one pass: those records that are plainly right.
 //!
-//! `delta_sink_json_1` is what Python calls (`delta_sink/decode/native.py`). A record is taken
+//! `delta_sink_json_2` is what Python calls (`delta_sink/decode/native.py`). A record is taken
 //! if its row is beyond doubt; every other one is left for the slower paths, which know all
 //! spellings and can say what is wrong. So this file refuses freely and never reports.
 //!
@@ -24,6 +24,9 @@ pub const Options = extern struct {
 
 const Answer = enum(i32) { decoded = 0, no_memory = 1 };
 
+/// After so many records it is plain how much room all of them take.
+const SAMPLE = 64;
+
 /// How many fields an object can have, as a column.
 const FIELDS_MAX = 256;
 const Seen = std.bit_set.StaticBitSet(FIELDS_MAX);
@@ -31,13 +34,13 @@ const Seen = std.bit_set.StaticBitSet(FIELDS_MAX);
 /// Decode `count` records that lie at `addresses`, each `lengths` bytes long.
 ///
 /// Afterwards `taken` has a 1 for each record that has a row in `out`, in order, and `unknown` the
-/// count of fields in them that the table does not have. `nodes[0]` is the row. Every array is the
-/// caller's; `out` is released by the caller.
-export fn delta_sink_json_1(
+/// count of fields in them that the table does not have. `nodes[0]` is the row; `keys` has those of
+/// all columns behind each other. Every array is the caller's; `out` is released by the caller.
+export fn delta_sink_json_2(
     nodes: [*]const columns.Node,
     node_count: usize,
-    names: [*]const u8,
-    name_bytes: usize,
+    keys: [*]const u8,
+    key_bytes: usize,
     options: *const Options,
     addresses: [*]const [*]const u8,
     lengths: [*]const i64,
@@ -46,13 +49,11 @@ export fn delta_sink_json_1(
     unknown: *i64,
     out: *columns.ArrowArray,
 ) callconv(.c) i32 {
-    const arena = std.heap.c_allocator.create(std.heap.ArenaAllocator) catch
-        return @intFromEnum(Answer.no_memory);
-    arena.* = std.heap.ArenaAllocator.init(std.heap.c_allocator);
+    const memory = columns.Memory.create() catch return @intFromEnum(Answer.no_memory);
     decodeAll(
-        arena,
+        memory,
         nodes[0..node_count],
-        names[0..name_bytes],
+        keys[0..key_bytes],
         options.*,
         addresses[0..count],
         lengths[0..count],
@@ -60,17 +61,16 @@ export fn delta_sink_json_1(
         unknown,
         out,
     ) catch {
-        arena.deinit();
-        std.heap.c_allocator.destroy(arena);
+        memory.destroy();
         return @intFromEnum(Answer.no_memory);
     };
     return @intFromEnum(Answer.decoded);
 }
 
 fn decodeAll(
-    arena: *std.heap.ArenaAllocator,
+    memory: *columns.Memory,
     nodes: []const columns.Node,
-    names: []const u8,
+    keys: []const u8,
     options: Options,
     addresses: []const [*]const u8,
     lengths: []const i64,
@@ -78,22 +78,23 @@ fn decodeAll(
     unknown: *i64,
     out: *columns.ArrowArray,
 ) Error!void {
-    const root = &(try columns.make(arena.allocator(), nodes, names, 0, 1))[0];
-    const keys = try arena.allocator().create(scan.Keys);
-    keys.count = 0;
+    const arena = memory.arena.allocator();
+    const root = &(try columns.make(arena, nodes, keys, 0, 1))[0];
+    const unknown_keys = try arena.create(scan.Keys);
     unknown.* = 0;
-    for (addresses, lengths, taken) |address, length, *is_taken| {
+    for (addresses, lengths, taken, 0..) |address, length, *is_taken, place| {
         const rows = root.len;
+        if (place == SAMPLE) memory.expect(root, 1.125 * timesOfSample(lengths));
         is_taken.* = 0;
-        keys.count = 0;
+        unknown_keys.count = 0;
         if (length > options.record_bytes_max) continue;
         var reader = Reader{
-            .arena = arena.allocator(),
+            .arena = arena,
             .options = options,
             .cursor = .{
                 .text = address[0..@intCast(length)],
                 .nesting_max = options.nesting_max,
-                .keys = keys,
+                .keys = unknown_keys,
             },
         };
         if (reader.record(root)) {
@@ -104,7 +105,20 @@ fn decodeAll(
             error.OutOfMemory => return error.OutOfMemory,
         }
     }
-    try columns.give(root, arena, out);
+    try columns.give(root, memory, out);
+}
+
+/// How many times as much there is as in the first records, by their number and by their bytes:
+/// the smaller of both, so that neither a large record among the first nor many empty ones mislead.
+fn timesOfSample(lengths: []const i64) f64 {
+    var sampled: f64 = 0;
+    var all: f64 = 0;
+    for (lengths, 0..) |length, place| {
+        all += @floatFromInt(length);
+        if (place < SAMPLE) sampled = all;
+    }
+    const of_records = @as(f64, @floatFromInt(lengths.len)) / SAMPLE;
+    return if (sampled == 0) of_records else @min(of_records, all / sampled);
 }
 
 /// Reads one record into the columns.
@@ -190,12 +204,12 @@ const Reader = struct {
     }
 
     fn text(self: *Reader, column: *Column) Error!void {
+        const start = self.cursor.at + 1;
         const found = try self.cursor.string();
-        const room = try column.addText(self.arena, found.raw.len);
         if (!found.has_escapes) {
-            @memcpy(room, found.raw);
-            return column.endText(self.arena, 0);
+            return column.appendText(self.arena, self.cursor.text, start, found.raw.len);
         }
+        const room = try column.addText(self.arena, found.raw.len);
         var rest = found.raw;
         var used: usize = 0; // what an escape means is never longer than itself
         while (std.mem.indexOfScalar(u8, rest, '\\')) |at| {
@@ -256,43 +270,51 @@ const Reader = struct {
         var seen = Seen.empty;
         const first_key = self.cursor.keys.count;
         var next: usize = 0;
+        var count: usize = 0;
         try self.cursor.take('{');
         if (try self.cursor.peek() == '}') {
             self.cursor.at += 1;
         } else {
             while (true) {
                 if (try self.field(column, next, first_key)) |place| {
-                    try self.cursor.take(':');
                     if (seen.isSet(place)) return error.Doubt;
                     seen.set(place);
+                    count += 1;
                     try self.value(&column.children[place], depth);
                     next = place + 1;
                 } else {
-                    try self.cursor.take(':');
                     try self.cursor.skip(depth);
                 }
                 if (!try self.cursor.another('}')) break;
             }
         }
         self.cursor.keys.count = first_key;
-        for (column.children, 0..) |*child, place| {
-            if (seen.isSet(place)) continue;
-            if (!child.is_nullable) return error.Doubt;
-            try child.appendNull(self.arena);
+        if (count != column.children.len) {
+            for (column.children, 0..) |*child, place| {
+                if (seen.isSet(place)) continue;
+                if (!child.is_nullable) return error.Doubt;
+                try child.appendNull(self.arena);
+            }
         }
         try column.endNested(self.arena);
     }
 
-    /// Take a key and return which child it names; null for one that the table does not have.
+    /// Take a key and its colon, and return which child it names; null for one that the table does
+    /// not have.
     fn field(self: *Reader, column: *Column, next: usize, first_key: usize) Error!?usize {
         _ = try self.cursor.peek();
         // Programs write the keys of their objects in one order.
-        if (next < column.children.len and self.cursor.takeName(column.children[next].name)) {
-            return next;
+        if (next < column.children.len) {
+            const wanted = &column.children[next].key;
+            if (wanted.stands(self.cursor.text, self.cursor.at)) {
+                self.cursor.at += wanted.text.len;
+                return next;
+            }
         }
         const key = try self.cursor.string();
-        for (column.children, 0..) |child, place| {
-            if (!key.has_escapes and std.mem.eql(u8, child.name, key.raw)) return place;
+        try self.cursor.take(':');
+        for (column.children, 0..) |*child, place| {
+            if (!key.has_escapes and std.mem.eql(u8, child.key.name(), key.raw)) return place;
         }
         if (self.options.refuses_unknown != 0) return error.Doubt;
         try self.cursor.keys.add(key, first_key);

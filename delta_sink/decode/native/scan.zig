@@ -69,16 +69,6 @@ pub const Cursor = struct {
         self.at += wanted.len;
     }
 
-    /// Take `"name"` if it stands here just so.
-    pub fn takeName(self: *Cursor, name: []const u8) bool {
-        const end = self.at + name.len + 2;
-        if (end > self.text.len) return false;
-        if (self.text[self.at] != '"' or self.text[end - 1] != '"') return false;
-        if (!std.mem.eql(u8, self.text[self.at + 1 .. end - 1], name)) return false;
-        self.at = end;
-        return true;
-    }
-
     /// Take a string. It is UTF-8 without control characters; its escapes are still unread.
     pub fn string(self: *Cursor) Error!Text {
         if (self.at >= self.text.len or self.text[self.at] != '"') return error.Doubt;
