@@ -19,6 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from delta_sink.delta.dictionaries import (
+    DICTIONARY_BYTES_MAX,
+    leaf_columns,
+    repeating_columns,
+)
 from delta_sink.delta.hive import partition_path, partition_problems, partition_strings
 from delta_sink.delta.schema import Field, TableSchema
 from delta_sink.delta.statistics import COLUMNS_MAX, file_statistics
@@ -27,9 +32,6 @@ from delta_sink.errors import ConfigError
 CODECS = ("zstd", "snappy", "gzip", "brotli", "lz4", "none")
 _LEVELS = {"zstd": (1, 22), "gzip": (1, 9), "brotli": (0, 11)}
 ROW_GROUP_ROWS = 262_144
-DICTIONARY_SAMPLE_ROWS = 4_096
-DICTIONARY_REPEATS_MIN = 4
-"""A column gets a dictionary if a sampled value comes this often on average."""
 BLOOM_FALSE_POSITIVES = 0.01
 
 
@@ -37,8 +39,8 @@ BLOOM_FALSE_POSITIVES = 0.01
 class FileLayout:
     """How the rows of a table become files.
 
-    `dictionary` is "auto" (columns whose first rows repeat themselves), True or False for all
-    columns, or the names of the columns that get one. `compression_level` None is the codec's
+    `dictionary` is "auto" (columns whose values repeat themselves), True or False for all columns,
+    or the names of the columns that get one. `compression_level` None is the codec's
     own. `statistics_columns` is the table's `delta.dataSkippingNumIndexedCols`; -1 is all.
 
     Raises:
@@ -225,8 +227,8 @@ def open_writer(
 ) -> pq.ParquetWriter:
     """Return a writer of rows like `sample` into `sink`, as `layout` has it.
 
-    `sample` has the columns of the file; its first rows decide which get a dictionary, and its
-    number of rows how large a row group's bloom filters are.
+    `sample` has the columns of the file; its rows decide which get a dictionary, and their number
+    how large a row group's bloom filters are.
     """
     return pq.ParquetWriter(
         sink,
@@ -234,6 +236,7 @@ def open_writer(
         compression=layout.compression,
         compression_level=layout.compression_level if layout.compression in _LEVELS else None,
         use_dictionary=_dictionary_columns(sample, layout),
+        dictionary_pagesize_limit=DICTIONARY_BYTES_MAX,
         # Readers of Delta take types from the log; Arrow's own copy would only cost bytes.
         store_schema=False,
         **_bloom_options(sample, layout),
@@ -244,42 +247,12 @@ def _dictionary_columns(table: pa.Table, layout: FileLayout) -> bool | list[str]
     """Return what ParquetWriter takes as `use_dictionary`: paths of leaf columns."""
     if isinstance(layout.dictionary, bool):
         return layout.dictionary
-    sample = table.slice(0, DICTIONARY_SAMPLE_ROWS).combine_chunks()
-    chosen: list[str] = []
-    for field, column in zip(table.schema, sample.columns, strict=True):
-        for path, leaf in _leaves(field.name, column.combine_chunks()):
-            if isinstance(layout.dictionary, tuple):
-                repeats = field.name in layout.dictionary
-            else:
-                repeats = _repeats(leaf)
-            chosen += [path] if repeats else []
-    return chosen or False
-
-
-def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
-    """Yield Parquet's path and the values of each leaf column of `array`."""
-    kind = array.type
-    if pa.types.is_struct(kind):
-        for field, child in zip(kind, array.flatten(), strict=True):
-            yield from _leaves(f"{path}.{field.name}", child)
-    elif pa.types.is_map(kind):
-        entries = array.offsets[0].as_py(), array.offsets[-1].as_py()
-        for name, child in (("key", array.keys), ("value", array.items)):
-            part = child.slice(entries[0], entries[1] - entries[0])
-            yield from _leaves(f"{path}.key_value.{name}", part)
-    elif pa.types.is_list(kind):
-        yield from _leaves(f"{path}.list.{kind.value_field.name}", array.flatten())
+    if layout.dictionary == "auto":
+        chosen = repeating_columns(table, layout.row_group_rows)
     else:
-        yield path, array
-
-
-def _repeats(sample: pa.Array) -> bool:
-    if pa.types.is_boolean(sample.type):
-        return False  # one bit a value is less than any dictionary
-    sample = sample.slice(0, DICTIONARY_SAMPLE_ROWS)
-    values: int = len(sample) - sample.null_count
-    distinct: int = pc.count_distinct(sample, mode="only_valid").as_py()
-    return 0 < DICTIONARY_REPEATS_MIN * distinct <= values
+        named = [name for name in table.schema.names if name in layout.dictionary]
+        chosen = [path for path, _ in leaf_columns(table.slice(0, 0).select(named))]
+    return chosen or False
 
 
 # --- what a layout may ask for ------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""Which columns of a Parquet file are worth a dictionary.
+
+A dictionary pays where values come again and again within a row group: each stands in the file once,
+and only once it is compressed. It costs where they do not, and most where it grows beyond what a
+dictionary may take, since the writer then gives up half-way. So two samples from either end of the
+rows are looked at, and the values that both have say how many there are in all, as the marked fish
+of a second catch say how many are in the pond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SAMPLE_ROWS = 1_024
+"""Rows, and about as many values of a column, in each of the two samples."""
+REPEATS_MIN = 4
+"""A column gets a dictionary if a value comes this often on average."""
+DICTIONARY_BYTES_MAX = 1024 * 1024
+"""What the writer lets a dictionary take."""
+
+
+def repeating_columns(table: pa.Table, row_group_rows: int) -> list[str]:
+    """Return the paths, as Parquet spells them, of leaf columns whose values repeat themselves.
+
+    `row_group_rows` is how many of the rows will stand in the first row group, if there are as
+    many.
+    """
+    rows = min(table.num_rows, row_group_rows)
+    first = table.slice(0, min(rows, SAMPLE_ROWS))
+    second_at = max(first.num_rows, rows - SAMPLE_ROWS)
+    second = table.slice(second_at, rows - second_at)
+    part = rows / max(1, first.num_rows + second.num_rows)
+    return [
+        path
+        for (path, some), (_, others) in zip(leaf_columns(first), leaf_columns(second), strict=True)
+        if _repeats(some, others, part)
+    ]
+
+
+def leaf_columns(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+    """Yield the path of each leaf column, as Parquet spells it, and its values in one array."""
+    for field, column in zip(table.schema, table.columns, strict=True):
+        yield from _leaves(field.name, column.combine_chunks())
+
+
+def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    kind = array.type
+    if pa.types.is_struct(kind):
+        for field, child in zip(kind, array.flatten(), strict=True):
+            yield from _leaves(f"{path}.{field.name}", child)
+    elif pa.types.is_map(kind):
+        entries = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        for name, child in (("key", array.keys), ("value", array.items)):
+            part = child.slice(entries[0], entries[1] - entries[0])
+            yield from _leaves(f"{path}.key_value.{name}", part)
+    elif pa.types.is_list(kind):
+        yield from _leaves(f"{path}.list.{kind.value_field.name}", array.flatten())
+    else:
+        yield path, array
+
+
+def _repeats(some: pa.Array, others: pa.Array, part: float) -> bool:
+    """Whether each value comes often among those of which these are one of `part` parts."""
+    if pa.types.is_boolean(some.type):
+        return False  # one bit a value is less than any dictionary
+    values = part * (len(some) + len(others) - some.null_count - others.null_count)
+    some, others = _spread(some), _spread(others)
+    looked_at = len(some) + len(others) - some.null_count - others.null_count
+    first, second = pc.unique(some.drop_null()), pc.unique(others.drop_null())
+    both: int = pc.sum(pc.is_in(second, first)).as_py() if len(second) else 0
+    seen = len(first) + len(second) - both
+    if REPEATS_MIN * seen <= looked_at:
+        return seen > 0
+    if not both:
+        return False
+    distinct = len(first) * len(second) / both
+    dictionary_bytes: float = distinct * first.nbytes / len(first)
+    return REPEATS_MIN * distinct <= values and dictionary_bytes <= DICTIONARY_BYTES_MAX
+
+
+def _spread(values: pa.Array) -> pa.Array:
+    """Return about `SAMPLE_ROWS` of these values: of a list's, some of each rather than all of a few."""
+    step = len(values) // SAMPLE_ROWS
+    return values if step < 2 else values.take(pa.array(np.arange(0, len(values), step)))
