@@ -202,6 +202,15 @@ def test_only_columns_that_repeat_themselves_get_a_dictionary():
     }
 
 
+def test_statistics_of_what_has_one_value_a_row():
+    (file,) = encode(FileLayout(EVENTS), events(0, 300))
+    group = pq.ParquetFile(pa.BufferReader(file.data)).metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    assert {c.path_in_schema for c in columns if c.is_stats_set} == {
+        *("id", "day", "region", "amount", "at", "s.x", "s.y")
+    }
+
+
 def test_dictionaries_by_name_all_or_none():
     def paths(dictionary):
         return dictionary_paths(encode(FileLayout(EVENTS, dictionary=dictionary), events(0, 50))[0])
