@@ -24,16 +24,16 @@ import sys
 from typing import Final
 
 ARENAS_MAX: Final = 2
-MMAP_THRESHOLD_BYTES: Final = 4 * 1024 * 1024
+MMAP_THRESHOLD_BYTES: Final = 8 * 1024 * 1024
 """From this size on a buffer is mapped on its own and goes back when it is freed. Left to itself,
 the library raises this to the largest buffer that it has seen, up to 32 MiB. What is mapped anew the
 system clears, page by page: draining nested JSON took 12.8 CPU seconds a GB with 1 MiB here, 12.1
 with 4 MiB and 11.9 with 8 MiB, and at its peak 310, 324 and 388 MiB."""
 
-TRIM_THRESHOLD_BYTES: Final = 16 * 1024 * 1024
+TRIM_THRESHOLD_BYTES: Final = 32 * 1024 * 1024
 """So much freed memory at the end of an arena is kept for the next buffers."""
 
-JEMALLOC: Final = "narenas:1,tcache:false,dirty_decay_ms:200,muzzy_decay_ms:0"
+JEMALLOC: Final = "narenas:1,tcache:false,dirty_decay_ms:1000,muzzy_decay_ms:0"
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3

@@ -45,8 +45,8 @@ pub const Node = extern struct {
     factor: i64,
 };
 
-const LANE = 16;
-const Lane = @Vector(LANE, u8);
+pub const LANE = 16;
+pub const Lane = @Vector(LANE, u8);
 const SHORT = 4 * LANE;
 
 /// `"name":` as programs write it.
@@ -166,6 +166,16 @@ pub const Column = struct {
         try self.count(arena);
     }
 
+    /// Append text of so many bytes at the beginning of a lane.
+    pub inline fn appendShort(self: *Column, arena: std.mem.Allocator, lane: Lane, bytes: usize) Error!void {
+        const before = self.data.len;
+        if (before + LANE > self.data.room.len) try self.data.grow(arena, before + LANE);
+        self.data.room[before..][0..LANE].* = lane;
+        self.data.len = before + bytes;
+        try self.endEntry(arena, before + bytes);
+        try self.count(arena);
+    }
+
     /// Append text that lies in `around` from `at` on.
     pub inline fn appendText(self: *Column, arena: std.mem.Allocator, around: []const u8, at: usize, bytes: usize) Error!void {
         const before = self.data.len;
@@ -272,7 +282,7 @@ pub const Column = struct {
     }
 
     /// Write where the entry that is being made ends. The first offset is 0.
-    fn endEntry(self: *Column, arena: std.mem.Allocator, end: usize) Error!void {
+    inline fn endEntry(self: *Column, arena: std.mem.Allocator, end: usize) Error!void {
         if (end > std.math.maxInt(i32)) return error.Doubt;
         if (self.offsets.len == 0) try self.offsets.append(arena, i32, 0);
         try self.offsets.append(arena, i32, @intCast(end));

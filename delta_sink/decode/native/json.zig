@@ -204,6 +204,7 @@ const Reader = struct {
     }
 
     fn text(self: *Reader, column: *Column) Error!void {
+        if (self.cursor.short()) |found| return column.appendShort(self.arena, found.lane, found.bytes);
         const start = self.cursor.at + 1;
         const found = try self.cursor.string();
         if (!found.has_escapes) {
@@ -299,18 +300,19 @@ const Reader = struct {
         try column.endNested(self.arena);
     }
 
+    inline fn takes(self: *Reader, key: *const columns.Key) bool {
+        if (!key.stands(self.cursor.text, self.cursor.at)) return false;
+        self.cursor.at += key.text.len;
+        return true;
+    }
+
     /// Take a key and its colon, and return which child it names; null for one that the table does
     /// not have.
     fn field(self: *Reader, column: *Column, next: usize, first_key: usize) Error!?usize {
+        // Programs write the keys of their objects in one order, most of them without spaces.
+        if (next < column.children.len and self.takes(&column.children[next].key)) return next;
         _ = try self.cursor.peek();
-        // Programs write the keys of their objects in one order.
-        if (next < column.children.len) {
-            const wanted = &column.children[next].key;
-            if (wanted.stands(self.cursor.text, self.cursor.at)) {
-                self.cursor.at += wanted.text.len;
-                return next;
-            }
-        }
+        if (next < column.children.len and self.takes(&column.children[next].key)) return next;
         const key = try self.cursor.string();
         try self.cursor.take(':');
         for (column.children, 0..) |*child, place| {

@@ -4,12 +4,19 @@
 //! nothing here has to say what is wrong, and nothing is guessed.
 
 const std = @import("std");
-const Error = @import("columns.zig").Error;
+const columns = @import("columns.zig");
+const Error = columns.Error;
 
 /// A string between its quotes, as it was written.
 pub const Text = struct {
     raw: []const u8,
     has_escapes: bool,
+};
+
+/// A string at the beginning of a lane, without its quotes.
+pub const Short = struct {
+    lane: Lane,
+    bytes: usize,
 };
 
 /// A number as it was written, and as `mantissa` times 10^`exponent` if `is_short`.
@@ -25,7 +32,8 @@ pub const Number = struct {
 const MANTISSA_FULL: u64 = 1_000_000_000_000_000_000;
 const EXPONENT_MAX = 9_999;
 const KEYS_MAX = 128;
-const Lane = @Vector(16, u8);
+const LANE = columns.LANE;
+const Lane = columns.Lane;
 
 pub const Cursor = struct {
     text: []const u8,
@@ -69,6 +77,22 @@ pub const Cursor = struct {
         self.at += wanted.len;
     }
 
+    /// Take a string of less than a lane of plain ASCII; null if what stands here is another one.
+    pub inline fn short(self: *Cursor) ?Short {
+        const start = self.at + 1;
+        if (start + LANE > self.text.len or self.text[self.at] != '"') return null;
+        const lane: Lane = self.text[start..][0..LANE].*;
+        // As signed numbers, the bytes of other characters are below the control characters.
+        const others = @as(@Vector(LANE, i8), @bitCast(lane)) < @as(@Vector(LANE, i8), @splat(0x20));
+        const stops: u16 = @bitCast((lane == @as(Lane, @splat('"'))) |
+            (lane == @as(Lane, @splat('\\'))) | others);
+        if (stops == 0) return null;
+        const bytes = @ctz(stops);
+        if (self.text[start + bytes] != '"') return null;
+        self.at = start + bytes + 1;
+        return .{ .lane = lane, .bytes = bytes };
+    }
+
     /// Take a string. It is UTF-8 without control characters; its escapes are still unread.
     pub fn string(self: *Cursor) Error!Text {
         if (self.at >= self.text.len or self.text[self.at] != '"') return error.Doubt;
@@ -96,8 +120,8 @@ pub const Cursor = struct {
 
     /// Go on to the next quote, backslash or control character; false if there is none.
     fn plain(self: *Cursor, has_high: *bool) bool {
-        while (self.at + 16 <= self.text.len) {
-            const lane: Lane = self.text[self.at..][0..16].*;
+        while (self.at + LANE <= self.text.len) {
+            const lane: Lane = self.text[self.at..][0..LANE].*;
             const stops: u16 = @bitCast((lane == @as(Lane, @splat('"'))) |
                 (lane == @as(Lane, @splat('\\'))) | (lane < @as(Lane, @splat(0x20))));
             const high: u16 = @bitCast(lane >= @as(Lane, @splat(0x80)));
@@ -108,7 +132,7 @@ pub const Cursor = struct {
                 return true;
             }
             if (high != 0) has_high.* = true;
-            self.at += 16;
+            self.at += LANE;
         }
         while (self.at < self.text.len) : (self.at += 1) {
             const byte = self.text[self.at];
