@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-SAMPLE_ROWS = 1_024
+SAMPLE_ROWS = 512
 """Rows, and about as many values of a column, in each of the two samples."""
 REPEATS_MIN = 4
 """A column gets a dictionary if a value comes this often on average."""
@@ -68,18 +67,21 @@ def _repeats(some: pa.Array, others: pa.Array, part: float) -> bool:
     if pa.types.is_boolean(some.type):
         return False  # one bit a value is less than any dictionary
     values = part * (len(some) + len(others) - some.null_count - others.null_count)
-    some, others = _spread(some), _spread(others)
-    looked_at = len(some) + len(others) - some.null_count - others.null_count
-    first, second = pc.unique(some.drop_null()), pc.unique(others.drop_null())
-    both: int = pc.sum(pc.is_in(second, first)).as_py() if len(second) else 0
-    seen = len(first) + len(second) - both
-    if REPEATS_MIN * seen <= looked_at:
-        return seen > 0
+    some, others = _spread(some).drop_null(), _spread(others).drop_null()
+    coded = pa.concat_arrays([some, others]).dictionary_encode()
+    distinct_seen = len(coded.dictionary)
+    if REPEATS_MIN * distinct_seen <= len(coded):
+        return distinct_seen > 0
+    codes = coded.indices.to_numpy()
+    first, second = (
+        np.bincount(part, minlength=distinct_seen) > 0 for part in np.split(codes, [len(some)])
+    )
+    both = np.count_nonzero(first & second)
     if not both:
         return False
-    distinct = len(first) * len(second) / both
-    dictionary_bytes: float = distinct * first.nbytes / len(first)
-    return REPEATS_MIN * distinct <= values and dictionary_bytes <= DICTIONARY_BYTES_MAX
+    distinct = np.count_nonzero(first) * np.count_nonzero(second) / both
+    dictionary_bytes: float = distinct * coded.dictionary.nbytes / distinct_seen
+    return bool(REPEATS_MIN * distinct <= values and dictionary_bytes <= DICTIONARY_BYTES_MAX)
 
 
 def _spread(values: pa.Array) -> pa.Array:

@@ -19,7 +19,7 @@ def chosen(values, row_group_rows=ROW_GROUP_ROWS):
 
 
 def test_values_that_repeat_themselves_only_among_many_rows():
-    """Two thousand of them have hardly a value twice; forty thousand have each eight times."""
+    """A thousand of them have hardly a value twice; forty thousand have each eight times."""
     chance = random.Random(7)
     some = [f"customer {chance.randrange(5_000)}" for _ in range(40_000)]
     assert chosen(some) == ["x"]
