@@ -7,8 +7,9 @@ Arrow's own allocator keeps freed pages for itself. Measured while 100 MB of JSO
 the same time (with less kept than now, see below).
 
 For Arrow's buffers jemalloc is used, with one arena that all threads share and no caches beside it,
-and with a second until freed pages go back. The C library, asked for aligned buffers, leaves gaps that later ones do not fit: 10,000 small files took a compactor 179 MiB with it, 150 with
-jemalloc. A drain takes as much memory and no more CPU with either.
+and with a second until freed pages go back. The C library, asked for aligned buffers, leaves gaps
+that later ones do not fit: 10,000 small files took a compactor 179 MiB with it, 150 with jemalloc.
+A drain takes as much memory and no more CPU with either.
 
 Arrow chooses its allocator when it is loaded, by a variable of the environment, and parts of it go
 by that choice alone whatever is said later; hence the variables are set when this module is loaded.
@@ -26,7 +27,7 @@ ARENAS_MAX: Final = 2
 MMAP_THRESHOLD_BYTES: Final = 8 * 1024 * 1024
 """From this size on a buffer is mapped on its own and goes back when it is freed. Left to itself,
 the library raises this to the largest buffer that it has seen, up to 32 MiB. What is mapped anew the
-system clears, page by page. Of the answers to fetches, 4 MiB and more, most are smaller than this."""
+system clears, page by page. The answer to a fetch of four partitions takes 4 MiB."""
 
 TRIM_THRESHOLD_BYTES: Final = 32 * 1024 * 1024
 """So much freed memory at the end of an arena is kept for the next buffers.

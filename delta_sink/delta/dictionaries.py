@@ -10,6 +10,7 @@ of a second catch say how many are in the pond.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -32,41 +33,54 @@ def repeating_columns(table: pa.Table, row_group_rows: int) -> list[str]:
     first = table.slice(0, min(rows, SAMPLE_ROWS))
     second_at = max(first.num_rows, rows - SAMPLE_ROWS)
     second = table.slice(second_at, rows - second_at)
-    part = rows / max(1, first.num_rows + second.num_rows)
+    times = rows / max(1, first.num_rows + second.num_rows)
     return [
-        path
-        for (path, some), (_, others) in zip(leaf_columns(first), leaf_columns(second), strict=True)
-        if _repeats(some, others, part)
+        some.path
+        for some, others in zip(leaf_columns(first), leaf_columns(second), strict=True)
+        if _repeats(some.values, others.values, times)
     ]
 
 
-def leaf_columns(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
-    """Yield the path of each leaf column, as Parquet spells it, and its values in one array."""
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf column: its path as Parquet spells it, and its values in one array.
+
+    `is_single` tells whether each row has one value: the column is in no list and in no map.
+    """
+
+    path: str
+    values: pa.Array
+    is_single: bool
+
+
+def leaf_columns(table: pa.Table) -> Iterator[Leaf]:
+    """Yield the leaf columns of `table`, in order."""
     for field, column in zip(table.schema, table.columns, strict=True):
-        yield from _leaves(field.name, column.combine_chunks())
+        yield from _leaves(field.name, column.combine_chunks(), is_single=True)
 
 
-def _leaves(path: str, array: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+def _leaves(path: str, array: pa.Array, *, is_single: bool) -> Iterator[Leaf]:
     kind = array.type
     if pa.types.is_struct(kind):
         for field, child in zip(kind, array.flatten(), strict=True):
-            yield from _leaves(f"{path}.{field.name}", child)
+            yield from _leaves(f"{path}.{field.name}", child, is_single=is_single)
     elif pa.types.is_map(kind):
         entries = array.offsets[0].as_py(), array.offsets[-1].as_py()
         for name, child in (("key", array.keys), ("value", array.items)):
             part = child.slice(entries[0], entries[1] - entries[0])
-            yield from _leaves(f"{path}.key_value.{name}", part)
+            yield from _leaves(f"{path}.key_value.{name}", part, is_single=False)
     elif pa.types.is_list(kind):
-        yield from _leaves(f"{path}.list.{kind.value_field.name}", array.flatten())
+        inner = f"{path}.list.{kind.value_field.name}"
+        yield from _leaves(inner, array.flatten(), is_single=False)
     else:
-        yield path, array
+        yield Leaf(path, array, is_single)
 
 
-def _repeats(some: pa.Array, others: pa.Array, part: float) -> bool:
-    """Whether each value comes often among those of which these are one of `part` parts."""
+def _repeats(some: pa.Array, others: pa.Array, times: float) -> bool:
+    """Whether each value comes often among `times` as many values as these."""
     if pa.types.is_boolean(some.type):
         return False  # one bit a value is less than any dictionary
-    values = part * (len(some) + len(others) - some.null_count - others.null_count)
+    values = times * (len(some) + len(others) - some.null_count - others.null_count)
     some, others = _spread(some).drop_null(), _spread(others).drop_null()
     coded = pa.concat_arrays([some, others]).dictionary_encode()
     distinct_seen = len(coded.dictionary)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,24 +237,12 @@ def open_writer(
         compression_level=layout.compression_level if layout.compression in _LEVELS else None,
         use_dictionary=_dictionary_columns(sample, layout),
         dictionary_pagesize_limit=DICTIONARY_BYTES_MAX,
-        write_statistics=list(_single(sample.schema)) or False,
+        # No reader skips rows by what is in their lists and maps.
+        write_statistics=[x.path for x in leaf_columns(sample.slice(0, 0)) if x.is_single] or False,
         # Readers of Delta take types from the log; Arrow's own copy would only cost bytes.
         store_schema=False,
         **_bloom_options(sample, layout),
     )
-
-
-def _single(fields: Iterable[pa.Field], above: str = "") -> Iterator[str]:
-    """Yield the paths of leaf columns with one value a row.
-
-    No reader skips rows by what is in their lists and maps, and to find the least and the greatest
-    of it took a twentieth of a drain's CPU.
-    """
-    for field in fields:
-        if pa.types.is_struct(field.type):
-            yield from _single(field.type, f"{above}{field.name}.")
-        elif not (pa.types.is_list(field.type) or pa.types.is_map(field.type)):
-            yield above + field.name
 
 
 def _dictionary_columns(table: pa.Table, layout: FileLayout) -> bool | list[str]:
@@ -265,7 +253,7 @@ def _dictionary_columns(table: pa.Table, layout: FileLayout) -> bool | list[str]
         chosen = repeating_columns(table, layout.row_group_rows)
     else:
         named = [name for name in table.schema.names if name in layout.dictionary]
-        chosen = [path for path, _ in leaf_columns(table.slice(0, 0).select(named))]
+        chosen = [leaf.path for leaf in leaf_columns(table.slice(0, 0).select(named))]
     return chosen or False
 
 

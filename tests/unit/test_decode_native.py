@@ -246,13 +246,8 @@ def test_a_slice_of_values_has_its_own_places():
     assert found.rows["n"].to_pylist() == [7, 8, 9]
 
 
-def names_of_all_lengths():
-    return ["k" * (length - 1) + "é"[: length > 2] + "z"[: length <= 2] for length in range(1, 40)]
-
-
 def test_keys_of_all_lengths_in_any_order_and_at_the_end():
-    names = names_of_all_lengths()
-    assert len(set(names)) == len(names)
+    names = ["k" * length for length in range(1, 40)]
     spec = DecodeSpec(TableSchema(tuple(Field(name, "long") for name in names)))
     rows = [dict(zip(names, range(len(names)), strict=True))]
     rows += [{name: 7} for name in names]

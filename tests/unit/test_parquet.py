@@ -216,6 +216,7 @@ def test_dictionaries_by_name_all_or_none():
         return dictionary_paths(encode(FileLayout(EVENTS, dictionary=dictionary), events(0, 50))[0])
 
     assert paths(("id", "s")) == {"id", "s.x", "s.y"}
+    assert paths(("m", "l")) == {"m.key_value.key", "m.key_value.value", "l.list.element.sku"}
     assert paths(False) == set()
     assert {"id", "amount", "s.x", "day"} <= paths(True)
     assert paths(()) == set()

@@ -47,7 +47,6 @@ pub const Node = extern struct {
 
 pub const LANE = 16;
 pub const Lane = @Vector(LANE, u8);
-const SHORT = 4 * LANE;
 
 /// `"name":` as programs write it.
 pub const Key = struct {
@@ -96,11 +95,11 @@ const Bytes = struct {
         return found;
     }
 
-    /// How much room `part` times what it holds takes, with some to write whole lanes; 0 if it is empty.
+    /// How much room `part` times what it holds takes, with some for a lane at its end; 0 if it is empty.
     fn expected(self: *const Bytes, part: f64) usize {
         if (self.len == 0) return 0;
         const bytes: usize = @intFromFloat(@as(f64, @floatFromInt(self.len)) * part);
-        return std.mem.alignForward(usize, @max(bytes, self.len) + SHORT, 64);
+        return std.mem.alignForward(usize, @max(bytes, self.len) + LANE, 64);
     }
 
     /// Go on in the first part of `rest`.
@@ -173,26 +172,6 @@ pub const Column = struct {
         self.data.room[before..][0..LANE].* = lane;
         self.data.len = before + bytes;
         try self.endEntry(arena, before + bytes);
-        try self.count(arena);
-    }
-
-    /// Append text that lies in `around` from `at` on.
-    pub inline fn appendText(self: *Column, arena: std.mem.Allocator, around: []const u8, at: usize, bytes: usize) Error!void {
-        const before = self.data.len;
-        const after = before + bytes;
-        // In whole lanes: a call for each few bytes would cost more than they do.
-        const lanes = (bytes + LANE - 1) / LANE * LANE;
-        if (lanes <= SHORT and at + lanes <= around.len) {
-            if (before + lanes > self.data.room.len) try self.data.grow(arena, before + lanes);
-            const room = self.data.room[before..][0..lanes];
-            const text = around[at..][0..lanes];
-            var done: usize = 0;
-            while (done < lanes) : (done += LANE) room[done..][0..LANE].* = text[done..][0..LANE].*;
-            self.data.len = after;
-        } else {
-            @memcpy(try self.data.add(arena, bytes), around[at..][0..bytes]);
-        }
-        try self.endEntry(arena, after);
         try self.count(arena);
     }
 
@@ -312,35 +291,14 @@ fn setBit(bits: *Bytes, arena: std.mem.Allocator, at: usize, value: bool) Error!
     byte.* = if (value) byte.* | mask else byte.* & ~mask;
 }
 
-/// What the columns of one call lie in.
-pub const Memory = struct {
-    arena: std.heap.ArenaAllocator,
-    /// Room for all columns in one piece, once it is known how much they take.
-    block: []align(64) u8 = &.{},
-
-    pub fn create() Error!*Memory {
-        const memory = try std.heap.c_allocator.create(Memory);
-        memory.* = .{ .arena = .init(std.heap.c_allocator) };
-        return memory;
-    }
-
-    pub fn destroy(self: *Memory) void {
-        self.arena.deinit();
-        if (self.block.len != 0) std.heap.c_allocator.rawFree(self.block, .@"64", @returnAddress());
-        std.heap.c_allocator.destroy(self);
-    }
-
-    /// Give `root` room for `part` times what it holds. If there is none it grows as it did.
-    pub fn expect(self: *Memory, root: *Column, part: f64) void {
-        std.debug.assert(self.block.len == 0);
-        const size = root.expected(part);
-        if (size == 0) return;
-        const place = std.heap.c_allocator.rawAlloc(size, .@"64", @returnAddress()) orelse return;
-        self.block = @alignCast(place[0..size]);
-        var rest = self.block;
-        root.move(part, &rest);
-    }
-};
+/// Give `root` room for `part` times what it holds, in one piece. If there is none it grows as it did.
+pub fn expect(root: *Column, arena: std.mem.Allocator, part: f64) void {
+    const size = root.expected(part);
+    if (size == 0) return;
+    const place = arena.rawAlloc(size, .@"64", @returnAddress()) orelse return;
+    var rest: []align(64) u8 = @alignCast(place[0..size]);
+    root.move(part, &rest);
+}
 
 /// Return the columns `nodes[first..first + count]` and all below them, with nothing in them.
 pub fn make(arena: std.mem.Allocator, nodes: []const Node, keys: []const u8, first: usize, count: usize) Error![]Column {
@@ -375,11 +333,11 @@ pub const ArrowArray = extern struct {
     private_data: ?*anyopaque,
 };
 
-/// Hand `root` and the memory in which all of it lies over to `out`, whose `release` frees it.
-pub fn give(root: *Column, memory: *Memory, out: *ArrowArray) Error!void {
-    try fill(root, memory.arena.allocator(), out);
+/// Hand `root` and the arena in which all of it lies over to `out`, whose `release` frees it.
+pub fn give(root: *Column, arena: *std.heap.ArenaAllocator, out: *ArrowArray) Error!void {
+    try fill(root, arena.allocator(), out);
     out.release = releaseAll;
-    out.private_data = memory;
+    out.private_data = arena;
 }
 
 fn fill(column: *Column, arena: std.mem.Allocator, out: *ArrowArray) Error!void {
@@ -426,7 +384,8 @@ fn releaseNothing(array: *ArrowArray) callconv(.c) void {
 }
 
 fn releaseAll(array: *ArrowArray) callconv(.c) void {
-    const memory: *Memory = @ptrCast(@alignCast(array.private_data.?));
+    const arena: *std.heap.ArenaAllocator = @ptrCast(@alignCast(array.private_data.?));
     array.release = null;
-    memory.destroy();
+    arena.deinit();
+    std.heap.c_allocator.destroy(arena);
 }

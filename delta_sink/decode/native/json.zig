@@ -49,9 +49,11 @@ export fn delta_sink_json_2(
     unknown: *i64,
     out: *columns.ArrowArray,
 ) callconv(.c) i32 {
-    const memory = columns.Memory.create() catch return @intFromEnum(Answer.no_memory);
+    const arena = std.heap.c_allocator.create(std.heap.ArenaAllocator) catch
+        return @intFromEnum(Answer.no_memory);
+    arena.* = std.heap.ArenaAllocator.init(std.heap.c_allocator);
     decodeAll(
-        memory,
+        arena,
         nodes[0..node_count],
         keys[0..key_bytes],
         options.*,
@@ -61,14 +63,15 @@ export fn delta_sink_json_2(
         unknown,
         out,
     ) catch {
-        memory.destroy();
+        arena.deinit();
+        std.heap.c_allocator.destroy(arena);
         return @intFromEnum(Answer.no_memory);
     };
     return @intFromEnum(Answer.decoded);
 }
 
 fn decodeAll(
-    memory: *columns.Memory,
+    owner: *std.heap.ArenaAllocator,
     nodes: []const columns.Node,
     keys: []const u8,
     options: Options,
@@ -78,13 +81,13 @@ fn decodeAll(
     unknown: *i64,
     out: *columns.ArrowArray,
 ) Error!void {
-    const arena = memory.arena.allocator();
+    const arena = owner.allocator();
     const root = &(try columns.make(arena, nodes, keys, 0, 1))[0];
     const unknown_keys = try arena.create(scan.Keys);
     unknown.* = 0;
     for (addresses, lengths, taken, 0..) |address, length, *is_taken, place| {
         const rows = root.len;
-        if (place == SAMPLE) memory.expect(root, 1.125 * timesOfSample(lengths));
+        if (place == SAMPLE) columns.expect(root, arena, 1.125 * timesOfSample(lengths));
         is_taken.* = 0;
         unknown_keys.count = 0;
         if (length > options.record_bytes_max) continue;
@@ -105,7 +108,7 @@ fn decodeAll(
             error.OutOfMemory => return error.OutOfMemory,
         }
     }
-    try columns.give(root, memory, out);
+    try columns.give(root, owner, out);
 }
 
 /// How many times as much there is as in the first records, by their number and by their bytes:
@@ -205,12 +208,12 @@ const Reader = struct {
 
     fn text(self: *Reader, column: *Column) Error!void {
         if (self.cursor.short()) |found| return column.appendShort(self.arena, found.lane, found.bytes);
-        const start = self.cursor.at + 1;
         const found = try self.cursor.string();
-        if (!found.has_escapes) {
-            return column.appendText(self.arena, self.cursor.text, start, found.raw.len);
-        }
         const room = try column.addText(self.arena, found.raw.len);
+        if (!found.has_escapes) {
+            @memcpy(room, found.raw);
+            return column.endText(self.arena, 0);
+        }
         var rest = found.raw;
         var used: usize = 0; // what an escape means is never longer than itself
         while (std.mem.indexOfScalar(u8, rest, '\\')) |at| {
@@ -300,19 +303,18 @@ const Reader = struct {
         try column.endNested(self.arena);
     }
 
-    inline fn takes(self: *Reader, key: *const columns.Key) bool {
-        if (!key.stands(self.cursor.text, self.cursor.at)) return false;
-        self.cursor.at += key.text.len;
-        return true;
-    }
-
     /// Take a key and its colon, and return which child it names; null for one that the table does
     /// not have.
     fn field(self: *Reader, column: *Column, next: usize, first_key: usize) Error!?usize {
-        // Programs write the keys of their objects in one order, most of them without spaces.
-        if (next < column.children.len and self.takes(&column.children[next].key)) return next;
         _ = try self.cursor.peek();
-        if (next < column.children.len and self.takes(&column.children[next].key)) return next;
+        // Programs write the keys of their objects in one order.
+        if (next < column.children.len) {
+            const wanted = &column.children[next].key;
+            if (wanted.stands(self.cursor.text, self.cursor.at)) {
+                self.cursor.at += wanted.text.len;
+                return next;
+            }
+        }
         const key = try self.cursor.string();
         try self.cursor.take(':');
         for (column.children, 0..) |*child, place| {
