@@ -142,10 +142,15 @@ def never_fast(_spec):
     return lambda _values: Refused()
 
 
+ENDS = [b"", b" " * 16]
+"""What stands behind a record: near its end it is read byte by byte, before that in lanes of 16."""
+
+
+@pytest.mark.parametrize("end", ENDS, ids=len)
 @pytest.mark.parametrize(("data_type", "text"), PLAIN, ids=str)
-def test_what_is_plain_is_taken_and_right(data_type, text):
+def test_what_is_plain_is_taken_and_right(data_type, text, end):
     spec = spec_of(data_type)
-    values = [b'{"a":%s,"n":%d}' % (text.encode(), i) for i in range(20)]
+    values = [b'{"a":%s,"n":%d}' % (text.encode(), i) + end for i in range(20)]
     found = decoded(spec, values)
     assert found.taken.tolist() == list(range(20))
     exact = [ExactDecoder(spec).decode(value) for value in values]
@@ -154,10 +159,11 @@ def test_what_is_plain_is_taken_and_right(data_type, text):
     assert found.unknown_fields == sum(unknown for _, unknown in exact)
 
 
+@pytest.mark.parametrize("end", ENDS, ids=len)
 @pytest.mark.parametrize(("data_type", "text"), DOUBTS, ids=str)
-def test_a_doubt_leaves_the_record_and_no_other(data_type, text):
+def test_a_doubt_leaves_the_record_and_no_other(data_type, text, end):
     plain = b'{"n":%d}'
-    doubt = b'{"n":7,"a":%s}' % text.encode()
+    doubt = b'{"n":7,"a":%s}' % text.encode() + end
     values = [plain % 1, doubt, plain % 2, doubt, doubt, plain % 3]
     found = decoded(spec_of(data_type), values)
     assert found.taken.tolist() == [0, 2, 5]
@@ -168,11 +174,12 @@ def test_a_doubt_leaves_the_record_and_no_other(data_type, text):
 @pytest.mark.parametrize(
     "value",
     [b"", b" ", b"null", b"[]", b"{", b"{}{}", b"{} x", b'{"n":1', b'{"n"}', b'{"n":}', b'{n:1}',
-     b'{"n":1}\0', b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b'{"\xff":1}', b"\xef\xbb\xbf{}"],
+     b'{"a";"x"}', b'{"a" "x"}', b'{"n";1}', b'{"a":"\t"}', b'{"a":"\x1f"}', b'{"n":1}\0', b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b'{"\xff":1}', b"\xef\xbb\xbf{}"],
     ids=repr,
 )  # fmt: skip
-def test_what_is_no_plain_object_is_left(value):
-    found = decoded(spec_of("string"), [b'{"n":1}', value, b'{"n":2}'])
+@pytest.mark.parametrize("end", ENDS, ids=len)
+def test_what_is_no_plain_object_is_left(value, end):
+    found = decoded(spec_of("string"), [b'{"n":1}', value + end, b'{"n":2}'])
     assert found.taken.tolist() == [0, 2]
 
 
@@ -337,6 +344,7 @@ def members():
 @given(st.lists(st.one_of(texts, members(), st.binary(max_size=20)), min_size=1, max_size=12))
 def test_what_it_takes_is_what_the_exact_path_takes(values):
     assert_exact(values)
+    assert_exact([value + b" " * 16 for value in values])
 
 
 @settings(max_examples=100, deadline=None)
