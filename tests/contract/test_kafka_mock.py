@@ -435,7 +435,8 @@ def test_a_failed_commit_is_counted_and_nothing_more(kafka):
 
 
 def test_send_without_brokers_is_bounded(kafka):
-    producer = kafka.producer(**{"message.timeout.ms": "1000"})
+    # Long enough for a busy machine to connect, and to connect again, and still well below the bound.
+    producer = kafka.producer(**{"message.timeout.ms": "3000"})
     producer.send("orders", [OutgoingRecord(None, b"v")])
     kafka.server.set_down()
     began = time.monotonic()
