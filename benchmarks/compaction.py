@@ -43,7 +43,7 @@ EXPECTED_MEMORY_MAX: Final = 0.7
 MEMORY_BYTES_MAX: Final = 600 * MIB
 
 COMPILED: Final = "compiled"
-_MODULES: Final = "delta_sink.cli, deltalake"
+_MODULES: Final = "delta_sink.cli, delta_sink.cli_maintenance, deltalake"
 
 SCHEMA: Final = TableSchema(
     (Field("id", "long"), Field("day", "string"), Field("payload", "string"), Field("n", "integer"))

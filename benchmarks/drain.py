@@ -53,9 +53,7 @@ SERVERS_VARIABLE: Final = "KAFKA_BOOTSTRAP_SERVERS"
 _RUN_S_MAX: Final = 600
 _SAMPLE_S: Final = 0.02
 _CHECKOUT: Final = Path(__file__).parent.parent
-_MODULES: Final = (
-    "delta_sink.cli, benchmarks.drain_data, benchmarks.drain_stages, deltalake, orjson"
-)
+_MODULES: Final = "delta_sink.cli, delta_sink.cli_writer, benchmarks.drain_data, benchmarks.drain_stages, deltalake, orjson"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the modules of commands share: exit codes, the options of every command, JSON output."""
+"""What the modules of commands share: exit codes, the options of every command, what is printed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from delta_sink.trouble import bug_sentence
 
 EXIT_DONE = 0
 EXIT_WRONG = 1
@@ -52,3 +54,8 @@ def operator() -> str:
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()}"
+
+
+def last_words(error: Exception) -> str:
+    """Return what is said of a process that ends by an unexpected error."""
+    return f"{bug_sentence(error)}; nothing uncommitted was kept, so that a restart is safe"

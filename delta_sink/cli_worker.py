@@ -10,11 +10,12 @@ from types import FrameType
 import click
 
 from delta_sink.adapters.secret_files import SecretFiles, SecretWatch
-from delta_sink.cli_options import EXIT_FATAL
+from delta_sink.cli_options import EXIT_FATAL, last_words
 from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
 from delta_sink.lease import register_sink
-from delta_sink.trouble import bug_sentence
 from delta_sink.wiring import Parts, make_leases
+
+JOB_THREADS = 8
 
 
 @contextmanager
@@ -67,8 +68,3 @@ def register(parts: Parts) -> None:
     except RetriableError as error:
         # Locks are a courtesy: the log alone keeps the table right.
         parts.telemetry.event("waiting", "warning", reason=f"working without locks: {error}")
-
-
-def last_words(error: Exception) -> str:
-    """Return what is said of a process that ends by an unexpected error."""
-    return f"{bug_sentence(error)}; nothing uncommitted was kept, so that a restart is safe"

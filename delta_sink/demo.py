@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
@@ -28,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 
 from delta_sink.adapters.embedded import EmbeddedBroker
+from delta_sink.cli_options import EXIT_WRONG
 from delta_sink.delta.actions import Entry
 from delta_sink.delta.hive import object_path
 from delta_sink.delta.receipt import receipt_of
@@ -160,6 +162,17 @@ def _write_config(folder: Path, bootstrap: str) -> Path:
     path = folder / "sink.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
+
+
+@click.command("demo")
+@click.option("--records", default=300_000, show_default=True, help="How many records to produce.")
+@click.option("--keep", metavar="DIR", help="Where to put the table; kept. Must not exist yet.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON at the end.")
+def demo(records: int, keep: str | None, as_json: bool) -> None:
+    """Run the whole job here: writers, one of them killed, compaction, vacuum, the audit."""
+    folder = Path(keep).absolute() if keep else default_folder()
+    if not run_demo(records=records, folder=folder, as_json=as_json):
+        raise click.exceptions.Exit(EXIT_WRONG)
 
 
 def run_demo(*, records: int, folder: Path, as_json: bool) -> bool:

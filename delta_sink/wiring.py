@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,10 @@ from delta_sink.adapters.metered import MeteredStore
 from delta_sink.adapters.objectstore import StorageOptions, open_store
 from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.adapters.sqlite import SqliteLeases
-from delta_sink.adapters.system import SystemClock, SystemEntropy, ThreadJobs
-from delta_sink.adapters.traced import TracedJobs
+from delta_sink.adapters.system import SystemClock, SystemEntropy
 from delta_sink.append import DeadLetterTarget
-from delta_sink.asking import Asking
 from delta_sink.attendance import Attendance
-from delta_sink.audit import audit_log
-from delta_sink.audit_report import Audit
-from delta_sink.audit_rows import audit_rows
-from delta_sink.auditing import audit_again
 from delta_sink.claim import Source
-from delta_sink.company import Company
 from delta_sink.config import Source as ConfigSource
 from delta_sink.config import load
 from delta_sink.control_client import ControlClient
@@ -32,31 +25,22 @@ from delta_sink.control_message import Signer
 from delta_sink.delta.commit import Log
 from delta_sink.delta.logstore import ConditionalPutLog
 from delta_sink.delta.probe import probe_conditional_put
-from delta_sink.errand import Upkeep
 from delta_sink.errors import ConfigError, StoreUnavailable
-from delta_sink.lease import Lessee
-from delta_sink.maintenance import Maintainer, MaintenanceRole
-from delta_sink.memory import MIB, MemoryBudget
+from delta_sink.memory import MIB
 from delta_sink.model import TopicPartition
-from delta_sink.ports import Consumer, LeaseStore
+from delta_sink.ports import LeaseStore
 from delta_sink.presence import Presence, WorkerRole
-from delta_sink.rules import memory_problems
-from delta_sink.scheduler import schedule
 from delta_sink.settings import Settings
 from delta_sink.view import table_spec
-from delta_sink.writer import Writer
 
 if TYPE_CHECKING:
     # librdkafka is loaded where it is needed: a maintenance worker that runs `--once` needs none.
-    from delta_sink.adapters.kafka import KafkaConsumer
     from delta_sink.adapters.kafka_admin import KafkaBroker
     from delta_sink.adapters.kafka_reader import Served
 
-JOB_THREADS = 8
 PROBE_TRIES_MAX = 12
 CONTROL_PARTITIONS = 16
 """Of the control topic when `init` makes it: so many compactors can share the work."""
-CONTROL_QUEUE_BYTES = MIB
 MEMORY_DEFAULT_BYTES = 512 * MIB
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -252,74 +236,8 @@ def probe_store(parts: Parts) -> None:
             parts.log.clock.sleep_ms(min(10_000, 250 << attempt))
 
 
-def make_audit(parts: Parts, *, deep: bool) -> Audit:
-    """Return what the log proves; with `deep` also what the rows and Kafka say."""
-    found = audit_log(parts.log, parts.settings.name)
-    if not deep:
-        return found
-    # deltalake is large, and no worker needs it.
-    from delta_sink.adapters.deltareader import DeltaRows
-    from delta_sink.adapters.kafka_reader import read_offsets
-
-    settings = parts.settings
-    rows = DeltaRows(settings.table.uri, settings.table.storage)
-
-    def served(ranges: Mapping[TopicPartition, tuple[int, int]]) -> Iterator[Served]:
-        return read_offsets(settings.kafka, ranges, telemetry=parts.telemetry)
-
-    return audit_rows(found, rows, served)
-
-
-def make_writer(parts: Parts, *, until_end: bool) -> tuple[Writer, ThreadJobs]:
-    """Return a writer, ready to run, and the threads of its jobs."""
-    from delta_sink.adapters.kafka import KafkaConsumer
-    from delta_sink.adapters.kafka_columns import ConsumerColumns
-
-    settings = parts.settings
-    memory_bytes = memory_bytes_max(settings)
-    problems = list(memory_problems(settings, memory_bytes))
-    if problems:
-        raise ConfigError(problems)
-    budget = MemoryBudget.of(memory_bytes)
-    dead_letters = _dead_letters(parts)
-    metadata = settings.table.metadata_columns
-    consumer = KafkaConsumer(
-        settings.kafka,
-        group=settings.consumer_group,
-        topics=settings.source.topics or (),
-        pattern=settings.source.topics_regex,
-        columns=ConsumerColumns(
-            timestamps="timestamp" in metadata,
-            keys="key" in metadata or dead_letters is not None,
-            headers="headers" in metadata or dead_letters is not None,
-        ),
-        queue_bytes_max=budget.queue_bytes,
-        telemetry=parts.telemetry,
-    )
-    jobs = ThreadJobs(JOB_THREADS)
-    asking = None
-    if settings.control is not None:
-        client = make_control_client(parts)
-        asking = Asking(settings, client, parts.table_uri, parts.telemetry)
-        parts = replace(parts, log=replace(parts.log, heard=asking.hear))
-    log = parts.log
-    traced = TracedJobs(jobs, log.clock, log.telemetry, says_so=settings.logs.level == "debug")
-    writer = Writer(
-        make_source(parts),
-        consumer,
-        traced,
-        budget=budget,
-        dead_letters=dead_letters,
-        until_end=until_end,
-        company=Company(
-            _attendance(parts, make_leases(settings), "writer", log.entropy.unique_id()[:12]),
-            asking,
-        ),
-    )
-    return writer, jobs
-
-
-def _attendance(parts: Parts, leases: LeaseStore, role: WorkerRole, worker: str) -> Attendance:
+def make_attendance(parts: Parts, leases: LeaseStore, role: WorkerRole, worker: str) -> Attendance:
+    """Return the seat of a worker among those of its sink."""
     log = parts.log
     presence = Presence(worker, role, os.uname().nodename, log.clock.wall_ms(), parts.table_uri)
     return Attendance(
@@ -331,70 +249,8 @@ def _attendance(parts: Parts, leases: LeaseStore, role: WorkerRole, worker: str)
     )
 
 
-def make_maintainer(
-    parts: Parts,
-    role: MaintenanceRole,
-    *,
-    once: bool,
-    watch: Callable[[Consumer, str], Consumer],
-) -> tuple[Maintainer, ThreadJobs]:
-    """Return a maintenance worker, ready to run, and the threads of its jobs.
-
-    With `once` it needs no Kafka: `run_once` carries out what it is given. `watch` gets the
-    consumer and the worker's id, and returns the consumer to use.
-
-    Raises:
-        ConfigError: it is to follow the control topic, and the group `control` is missing.
-    """
-    settings, log = parts.settings, parts.log
-    if settings.control is None and not once:
-        raise ConfigError(
-            [f"control: a {role} follows these topics; without this group only `--once` works"]
-        )
-    leases = make_leases(settings)
-    worker = log.entropy.unique_id()[:12]
-    upkeep = Upkeep(
-        settings=settings,
-        log=log,
-        lessee=Lessee(leases, log.clock, log.entropy, worker, settings.locks.lease_ms),
-        table_uri=parts.table_uri,
-        worker=worker,
-        memory_bytes_max=memory_bytes_max(settings),
-        cores=os.cpu_count() or 1,
-        client=None if once else make_control_client(parts),
-    )
-    group = settings.compactor_group if role == "compactor" else settings.vacuum_group
-    maintainer = Maintainer(
-        role,
-        upkeep,
-        jobs := ThreadJobs(JOB_THREADS),
-        consumer=None if once else watch(_control_consumer(parts, group), worker),
-        group=group,
-        attendance=_attendance(parts, leases, role, worker),
-        dead_letters=None if once else _dead_letters(parts),
-        standing=(schedule, audit_again) if role == "compactor" and not once else (),
-    )
-    return maintainer, jobs
-
-
-def _control_consumer(parts: Parts, group: str) -> KafkaConsumer:
-    from delta_sink.adapters.kafka import KafkaConsumer
-    from delta_sink.adapters.kafka_columns import ConsumerColumns
-
-    control = parts.settings.control
-    assert control is not None, "the control client was made before"
-    return KafkaConsumer(
-        parts.settings.kafka,
-        group=group,
-        topics=[control.topic],
-        pattern=None,
-        columns=ConsumerColumns(),
-        queue_bytes_max=CONTROL_QUEUE_BYTES,
-        telemetry=parts.telemetry,
-    )
-
-
-def _dead_letters(parts: Parts) -> DeadLetterTarget | None:
+def make_dead_letters(parts: Parts) -> DeadLetterTarget | None:
+    """Return where bad records go, None where they stop the sink."""
     topic = parts.settings.errors.dead_letter_topic
     if topic is None:
         return None

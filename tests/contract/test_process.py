@@ -39,7 +39,7 @@ def test_pandas_stays_out_of_a_prepared_process(prepared, imported):
 
 def test_commands_load_large_libraries_only_where_they_need_them():
     """librdkafka is 5 MiB and deltalake 60: a compactor that runs `--once` needs neither."""
-    script = "import sys, delta_sink.cli; print(*{'confluent_kafka', 'deltalake'} & {*sys.modules})"
+    script = "import sys, delta_sink.cli_maintenance; print(*{'confluent_kafka', 'deltalake'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )

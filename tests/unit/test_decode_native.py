@@ -487,7 +487,7 @@ def test_check_config_says_that_it_is_missing(monkeypatch, tmp_path):
     )
     said = {}
     for compiled in (True, False):
-        monkeypatch.setattr("delta_sink.cli.is_compiled", lambda c=compiled: c)
+        monkeypatch.setattr("delta_sink.cli_setup.is_compiled", lambda c=compiled: c)
         done = CliRunner().invoke(cli, ["check-config", "-c", str(path)])
         assert done.exit_code == 0, done.output
         said[compiled] = native.NOT_COMPILED in done.stderr

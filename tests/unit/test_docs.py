@@ -81,9 +81,11 @@ def _commands(command: click.Command, path: str) -> list[tuple[str, click.Comman
     """Every command that is no group, by its whole name."""
     if not isinstance(command, click.Group):
         return [(path, command)]
+    context = click.Context(command)
     return [
         found
-        for name, inner in command.commands.items()
+        for name in command.list_commands(context)
+        if (inner := command.get_command(context, name)) is not None
         for found in _commands(inner, f"{path} {name}")
     ]
 
