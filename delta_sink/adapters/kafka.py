@@ -27,10 +27,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import ne
+from itertools import groupby
 from typing import Any, Final
 
-import numpy as np
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
@@ -420,24 +419,22 @@ class KafkaConsumer:
         return tuple(taken)
 
     def _parts(self, messages: list[Message]) -> dict[TopicPartition, list[Message]]:
-        """Return `messages` by partition, in order. Runs of one partition are moved as a whole."""
+        """Return `messages` by partition, in order. Runs of one partition are moved as a whole.
+
+        Without NumPy: it lets go of the interpreter's lock for a comparison of so many numbers, and
+        to get it back from a job takes longer than all of this.
+        """
+        places: Iterable[object] = map(Message.partition, messages)
+        if len(self._topics) != 1:
+            places = zip(map(Message.topic, messages), places, strict=True)
         parts: dict[TopicPartition, list[Message]] = {}
-        for first, after in self._runs(messages):
+        first = 0
+        for _, run in groupby(places):
+            after = first + len(list(run))
             tp = TopicPartition(messages[first].topic(), messages[first].partition())
             parts.setdefault(tp, []).extend(messages[first:after])
+            first = after
         return parts
-
-    def _runs(self, messages: list[Message]) -> Iterable[tuple[int, int]]:
-        """Return half-open ranges of messages with neighbours of one partition."""
-        if not messages:
-            return []
-        numbers = np.fromiter(map(Message.partition, messages), np.int32, len(messages))
-        changes = numbers[1:] != numbers[:-1]
-        if len(self._topics) != 1:
-            topics = list(map(Message.topic, messages))
-            changes |= np.fromiter(map(ne, topics[1:], topics), np.bool_, len(topics) - 1)
-        at = (np.flatnonzero(changes) + 1).tolist()
-        return zip([0, *at], [*at, len(messages)], strict=True)
 
     def _columned(
         self, tp: TopicPartition, reading: _Reading, messages: list[Message], end: int

@@ -110,7 +110,9 @@ class PackedValues(Sequence[bytes | None]):
     @property
     def size_bytes(self) -> int:
         """The bytes of all values together."""
-        return int(self.lengths.sum())
+        if self._joined is None:
+            return sum(part.size_bytes for part in self._parts)
+        return len(self._joined) - max(0, len(self.lengths) - 1)
 
     def __len__(self) -> int:
         return len(self.lengths)
