@@ -85,11 +85,21 @@ class PackedValues(Sequence[bytes | None]):
         Parts that were put together are not moved for it.
         """
         if self._addresses is None:
-            parts = [part.addresses for part in self._parts]
-            self._addresses = (
-                np.concatenate(parts) if parts else self.starts + _address(self.joined)
-            )
+            # For all parts at once: a chunk has a hundred of them.
+            parts = list(self._unmoved())
+            counts = np.fromiter(map(len, parts), np.int64, len(parts))
+            bases = np.array([_address(part.joined) for part in parts], np.int64)
+            bases -= self.starts[np.cumsum(counts) - counts] if len(self) else 0
+            self._addresses = self.starts + np.repeat(bases, counts)
         return self._addresses
+
+    def _unmoved(self) -> Iterator[PackedValues]:
+        """Yield what this was put together from, each in one piece of memory."""
+        if self._joined is not None or not self._parts:
+            yield self
+            return
+        for part in self._parts:
+            yield from part._unmoved()
 
     @property
     def starts(self) -> Positions:
