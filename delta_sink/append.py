@@ -9,9 +9,9 @@ harmless: vacuum removes the one, and readers of dead letters go by the commit i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from delta_sink.buffer import Batch, Letter
 from delta_sink.delta.actions import Action, Add, Txn
@@ -33,16 +33,14 @@ REASON_HEADER = "delta_sink.reason"
 _CONNECT = "__connect.errors."
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetterTarget:
+class DeadLetterTarget(Struct, frozen=True):
     """Where bad records go."""
 
     producer: Producer
     topic: str
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedBatch:
+class EncodedBatch(Struct, frozen=True):
     """A batch as files: the rows themselves are no longer needed."""
 
     commit_id: str

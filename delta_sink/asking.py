@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from delta_sink.control import Arguments, Command, Compact
 from delta_sink.control_client import ControlClient, send_command
@@ -38,8 +39,7 @@ HEARD_MAX: Final = 10_000
 """So many entries are kept for the next look; of more, the scheduler takes care."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """A command that policy asks for. `name` makes its id, together with the minute."""
 
     name: str

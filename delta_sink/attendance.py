@@ -6,7 +6,7 @@ worker goes on as it was.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from delta_sink.control import Role
 from delta_sink.errors import DeltaSinkError

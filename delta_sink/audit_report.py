@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from delta_sink.model import TopicPartition
 
@@ -38,8 +40,7 @@ class Findings:
         return (*self._sentences, f"and {self._left_off} more, which are not spelt out")
 
 
-@dataclass(frozen=True, slots=True)
-class Seek:
+class Seek(Struct, frozen=True):
     """An operator moved a partition from one offset to another, on purpose.
 
     `replaces` is the app id in whose place the partition goes on. For the sink whose partition
@@ -74,8 +75,7 @@ class Seek:
         return f"{self.tp}: version {self.version} is a seek to {self.offset_to}: {what}{why}"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Cover:
+class Cover(Struct, frozen=True, eq=False):
     """The ranges of one partition in the order of their commits, as columns.
 
     The first four have one element for each range; the lists of runs have two columns: the first
@@ -132,8 +132,7 @@ class PartitionAudit:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Commits:
+class Commits(Struct, frozen=True):
     """How many entries the audit walked, by who wrote them and what for."""
 
     append: int = 0
@@ -148,11 +147,10 @@ class Commits:
 
     def to_json(self) -> dict[str, int]:
         """Return the counts by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Deep:
+class Deep(Struct, frozen=True):
     """What reading the rows counted.
 
     `rows` are all rows of the table; `rows_without_offset` those of other writers, which carry
@@ -167,11 +165,10 @@ class Deep:
 
     def to_json(self) -> dict[str, int | None]:
         """Return the counts by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Struct, frozen=True):
     """The verdict on one table at `table_version`.
 
     `violations` are what contradicts exactly-once, `unproven` what nobody can tell any more; each

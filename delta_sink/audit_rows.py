@@ -16,13 +16,14 @@ that for the one partition that is being compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.audit_report import Audit, Deep, Findings, Offsets, PartitionAudit
 from delta_sink.errors import ObjectMissing
@@ -196,8 +197,7 @@ def _read_served(audit: Audit, source: ServedSource) -> _Served:
     return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Steps:
+class _Steps(Struct, frozen=True, eq=False):
     """A set of runs, as the sorted offsets at which they begin and end."""
 
     first: Offsets

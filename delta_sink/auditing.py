@@ -11,8 +11,10 @@ that is 86,400 every six hours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink import telemetry as declared
 from delta_sink.audit import audit_log
@@ -33,8 +35,7 @@ LOOK_MS: Final = 5_000
 """How long a lease that was lost may go unnoticed between two audits."""
 
 
-@dataclass(slots=True)
-class InterruptibleLog:
+class InterruptibleLog(Struct):
     """The `LogStore` `entries`, which reads no further once `may_go_on` says so.
 
     An audit may read for minutes, and a worker that is to stop must not wait for it.

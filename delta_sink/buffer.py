@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
+from msgspec import Struct
 
 from delta_sink.decode import BadRecord, Decoded, PartOutcome
 from delta_sink.model import (
@@ -44,8 +44,7 @@ IDLE_FLUSH_MS = 60_000
 """After so long without a row, offsets that have nothing to ride along with go alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class FlushPolicy:
+class FlushPolicy(Struct, frozen=True):
     """When a batch is due: so long after its first record, or so large."""
 
     interval_ms: int
@@ -54,8 +53,7 @@ class FlushPolicy:
     chunk_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """Records of one partition with the offset from which they continue.
 
     `offset_first` is where the piece before ended, so that pieces chain even where offsets have
@@ -76,8 +74,7 @@ class Piece:
         return records.size_bytes + overhead_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """Pieces that are decoded together.
 
     `size_bytes` are the records' own, `held_bytes` what they occupy. `since_ms` is when the first
@@ -169,8 +166,7 @@ class Intake:
         self.__init__(self._policy)  # type: ignore[misc]  # a cleared intake is a new one
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(Struct, frozen=True):
     """A bad record on its way to the dead letters: itself, and what is wrong with it."""
 
     tp: TopicPartition
@@ -180,8 +176,7 @@ class Letter:
     headers: Sequence[Header]
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedChunk:
+class DecodedChunk(Struct, frozen=True):
     """What is left of a chunk once it is decoded: rows, ranges of offsets, bad records.
 
     `ranges` has one for each piece, in order; the records themselves are let go. `size_bytes` were
@@ -245,8 +240,7 @@ def _letter(records: Records, bad: BadRecord) -> Letter:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """What one commit covers: rows, and for each partition one range of offsets."""
 
     tables: tuple[pa.Table, ...]

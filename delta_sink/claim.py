@@ -9,7 +9,8 @@ workers that start at once one decides for all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from delta_sink.delta.actions import Action, Txn
 from delta_sink.delta.commit import Log, commit, follow, open_log
@@ -42,8 +43,7 @@ CLAIM_TRIES_MAX = 20
 """Lost races for a claim before a worker starts over; each lost race is somebody's success."""
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True):
     """Where a partition goes on: the log has `offset_next`, reading begins at `read_from`.
 
     They differ only where Kafka lost what lies between and the operator chose to skip it: `gone`.
@@ -55,8 +55,7 @@ class Start:
     gone: tuple[Run, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Struct, frozen=True):
     """The answer to "where do these partitions start": a start or a reason why not, for each."""
 
     state: LogState
@@ -65,8 +64,7 @@ class Settled:
     ends: Mapping[AppId, int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """What the questions of this module are asked with."""
 
     settings: Settings

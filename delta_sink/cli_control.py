@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import click
+from msgspec import Struct
 
 from delta_sink.adapters.system import SystemEntropy
 from delta_sink.cli_options import EXIT_WRONG, configured, operator, print_json
@@ -48,8 +48,7 @@ def control() -> None:
     """Send commands to the table's maintenance, and see what became of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(Struct, frozen=True):
     """What every command that is sent has beside its own arguments."""
 
     config: tuple[str, ...]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
+from msgspec.structs import asdict
 
 from delta_sink.claim import open_table
 from delta_sink.cli_options import EXIT_USAGE, EXIT_WRONG, configured, print_json
@@ -59,7 +58,7 @@ def check_config(
                 "warnings": warnings,
                 "cost": {"commits_per_day": commits, "puts_per_day_min": puts},
                 "json_decoder": "compiled" if is_compiled() else "pyarrow",
-                "connect": [dataclasses.asdict(finding) for finding in findings],
+                "connect": [asdict(finding) for finding in findings],
             }
         )
     else:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import click
+from msgspec.structs import replace
 
 from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.adapters.kafka import KafkaConsumer

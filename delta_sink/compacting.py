@@ -10,11 +10,12 @@ unfinished parts; whoever gets the command again finds those that are done answe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 import pyarrow as pa
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from delta_sink.control import Checkpoint, Command, Compact, Outcome, Part, encode_command
 from delta_sink.control_client import ControlClient, newer_outcomes, recent_offsets
@@ -67,8 +68,7 @@ ROW_GROUP_BYTES: Final = 96 * MIB
 """Of a file in the making: the rows that wait for their row group, and those being read."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionPlan:
+class CompactionPlan(Struct, frozen=True):
     """What a command comes to: bins by slot, planned from the table at `state`.
 
     `course` is of the log since then. Only one errand works at a time, so that it is shared by all
@@ -95,8 +95,7 @@ class CompactionPlan:
         return is_much and len(self.slots) > 1
 
 
-@dataclass(slots=True)
-class Tally:
+class Tally(Struct):
     """What was done so far, under the names of the outcome."""
 
     files_removed: int = 0
@@ -261,8 +260,7 @@ def _by_slot(
 # --- rewriting ------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Underway:
+class _Underway(Struct):
     """A bin while it is rewritten; its `state` is where its inputs are known to be live.
 
     `begun_ms` is when its present step was begun.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from delta_sink.claim import Source
 from delta_sink.delta.commit import open_log
@@ -14,8 +15,7 @@ from delta_sink.ports import LeaseStore
 from delta_sink.view import view_of
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One thing that was tried, and what came of it in one sentence."""
 
     what: str

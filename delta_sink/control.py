@@ -12,8 +12,10 @@ are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from delta_sink.control_message import (
     Refusal,
@@ -53,8 +55,7 @@ FINAL_STATES: Final[frozenset[State]] = frozenset({"succeeded", "refused", "fail
 # --- commands ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Compact:
+class Compact(Struct, frozen=True):
     """Rewrite small files into large ones. What is None, the worker's configuration says."""
 
     where: str | None = None
@@ -64,37 +65,32 @@ class Compact:
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Vacuum:
+class Vacuum(Struct, frozen=True):
     """Delete files that no version inside the retention needs; with `dry_run` only count them."""
 
     dry_run: bool
     retention_hours: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """Write a checkpoint of the newest version."""
 
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CleanupLog:
+class CleanupLog(Struct, frozen=True):
     """Remove log entries that a checkpoint has made superfluous and that are old enough."""
 
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True):
     """Let the table's writers, or its maintenance, stand still until a `Resume`."""
 
     role: Role
 
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+class Resume(Struct, frozen=True):
     """End a pause."""
 
     role: Role
@@ -113,8 +109,7 @@ _KINDS: Final[Mapping[CommandName, type[Arguments]]] = {
 _NAMES: Final[Mapping[type, CommandName]] = {kind: name for name, kind in _KINDS.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """Says that a command is one of the work items into which a large one was divided.
 
     `index` counts from 0 below `count`; `slot` is that of `lease.slot_of`.
@@ -126,8 +121,7 @@ class Part:
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """What somebody asks of a table's maintenance. `table` is in its normal form."""
 
     id: str
@@ -167,20 +161,18 @@ class Command:
 
 
 def _args_json(args: Arguments) -> dict[str, object]:
-    values = {each.name: getattr(args, each.name) for each in fields(args)}
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
+        for name, value in asdict(args).items()
         if value is not None and value != ()
     }
 
 
 def _part_json(part: Part) -> dict[str, object]:
-    return {each.name: getattr(part, each.name) for each in fields(part)}
+    return asdict(part)
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """What a worker takes commands by: its table, its keys, its floor.
 
     `signing_keys` are the keys by id; with any, a command must be signed by one of them.
@@ -188,7 +180,11 @@ class Rules:
 
     table_uri: str
     retention_hours_min: int = 168
-    signing_keys: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    signing_keys: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"Rules({self.table_uri!r}, {self.retention_hours_min!r})"
 
 
 def parse_command(value: bytes | None, rules: Rules, *, now_ms: int) -> Command | None:
@@ -426,8 +422,7 @@ def encode_command(command: Command, signer: Signer | None = None) -> bytes:
 # --- outcomes ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What became of a command so far. `result` has its figures, `message` is one sentence."""
 
     id: str

@@ -6,8 +6,9 @@ It belongs to no consumer group and moves nobody's offsets: it reads ranges of o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+from msgspec import Struct, field
 
 from delta_sink.control import Command, Outcome, encode_command, parse_outcome, read_command
 from delta_sink.control_message import Refusal, Signer
@@ -45,8 +46,7 @@ ReadRanges = Callable[[Mapping[TopicPartition, tuple[int, int]]], Iterable[Serve
 Offsets = Mapping[TopicPartition, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ControlClient:
+class ControlClient(Struct, frozen=True):
     """The two topics, and the ways to them. Every function here waits: call them in jobs."""
 
     broker: Broker
@@ -160,8 +160,7 @@ def _offsets(client: ControlClient, topic: str, at: At) -> dict[TopicPartition, 
 # --- what was asked and answered ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(Struct, frozen=True):
     """A command and what was said of it, as far as the topics still have it.
 
     `outcomes` is in the order of its partition. `command` is None where only outcomes are left,

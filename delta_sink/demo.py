@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from confluent_kafka import Producer
+from msgspec import Struct, field
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -60,8 +60,7 @@ PRODUCE_S = 12.0
 FINISH_S_MAX = 120.0
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     """What the watcher saw of the log: when each version appeared, and what it carried."""
 
     versions_ms: dict[int, float] = field(default_factory=dict)
@@ -97,8 +96,7 @@ class Watcher:
             seen.last_s = now_s
 
 
-@dataclass(slots=True)
-class Produced:
+class Produced(Struct):
     """How many records the producer has handed to the broker."""
 
     records: int = 0

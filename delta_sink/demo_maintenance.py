@@ -10,10 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Producer
+from msgspec import Struct, field
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -39,8 +39,7 @@ BUCKETS = (4, 16, 64, 256, 1024, 4096)
 BAR = 40
 
 
-@dataclass(slots=True)
-class Sizes:
+class Sizes(Struct):
     """The live files of the table, as their sizes in bytes."""
 
     sizes: list[int]
@@ -61,8 +60,7 @@ class Sizes:
         return [*found, (f"≥ {below:,} KiB", sum(size >= below * 1024 for size in self.sizes))]
 
 
-@dataclass(slots=True)
-class Maintenance:
+class Maintenance(Struct):
     """The act: `audit` returns what `delta-sink audit --json` prints, `look` follows the log."""
 
     console: Console

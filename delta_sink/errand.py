@@ -19,8 +19,9 @@ the worker is to stop, the next `go_on` raises: nothing more is begun, and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+
+from msgspec import Struct, field
 
 from delta_sink.control import Command, Outcome, Rules, State, encode_outcome, outcome_of
 from delta_sink.control_client import ControlClient
@@ -41,37 +42,32 @@ PAUSED_MS: Final = 1_000
 SEND_TRIES_MAX: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Task(Generic[T]):
+class Task(Struct, Generic[T], frozen=True):
     """A job. `name` is for traces."""
 
     name: str
     function: Callable[[], T]
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(Struct, frozen=True):
     """A job that runs beside what comes next."""
 
     task: Task[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class FirstOf:
+class FirstOf(Struct, frozen=True):
     """Jobs that were begun, one of which is waited for."""
 
     jobs: tuple[Job[Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(Struct, frozen=True):
     """So long nothing is done."""
 
     duration_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Struct, frozen=True):
     """The right to work; with `give_back` an errand that only waits from here on returns it."""
 
     give_back: bool = False
@@ -86,8 +82,7 @@ class Interrupted(DeltaSinkError):
     """The worker is to stop, or the errand's lease is lost: what is left is another's to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """What became of a command, as its outcome says it."""
 
     state: Literal["succeeded", "refused", "failed"]
@@ -95,8 +90,7 @@ class Ended:
     result: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Upkeep:
+class Upkeep(Struct, frozen=True):
     """What maintenance is done with: the same for every errand of a worker.
 
     `client` is None for a worker that was started without a control topic (`--once`). `plans` is
@@ -143,8 +137,7 @@ def first_of(jobs: Sequence[Job[Any]]) -> Steps[None]:
     yield FirstOf(tuple(jobs))
 
 
-@dataclass(slots=True)
-class Kept:
+class Kept(Struct):
     """A lease that the worker renews as long as the errand needs it."""
 
     held: Held
@@ -153,8 +146,7 @@ class Kept:
     is_lost: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Errand:
+class Errand(Struct, eq=False):
     """One command, and what the worker must know of it. Only the state thread touches it.
 
     `is_stopping` and `is_paused` are the worker's to set.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from delta_sink.control import Command, Pause, Resume
 from delta_sink.model import TopicPartition
 
 
-@dataclass(slots=True, eq=False)
-class Received:
+class Received(Struct, eq=False):
     """A command and the record that it came in."""
 
     tp: TopicPartition
@@ -28,8 +28,7 @@ def _is_ordered(received: Received) -> bool:
     return isinstance(received.command.args, Pause | Resume)
 
 
-@dataclass(slots=True)
-class _Lane:
+class _Lane(Struct):
     """One partition: what is open of it, and where reading goes on."""
 
     offset_next: int

@@ -34,8 +34,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, TypeVar
+
+from msgspec import Struct
 
 from delta_sink.errors import FatalError, RetriableError, SourceRefused
 from delta_sink.ports import Clock, Entropy, Item, LeaseStore
@@ -59,8 +60,7 @@ T = TypeVar("T")
 # --- the item, and what may be done with it: pure ------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """What the item of a lease says."""
 
     key: str
@@ -102,8 +102,7 @@ def lease_of(item: Item) -> Lease:
     return Lease(item.key, owner, token, beat, duration_ms, released)
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(Struct, frozen=True):
     """What an observer knows of somebody else's lease, and since when it stands still.
 
     `since_ms` is on the observer's elapsed clock: when the read had returned that first showed
@@ -161,8 +160,7 @@ def deadline_ms(*, sent_ms: int, duration_ms: int) -> int:
     return sent_ms + duration_ms - duration_ms // MARGIN_PARTS
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """A lease that this process holds, until `deadline_ms` on its own elapsed clock."""
 
     lease: Lease
@@ -188,8 +186,7 @@ class Held:
 # --- the moves: requests to the store ------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Lessee:
+class Lessee(Struct, frozen=True):
     """Who takes leases, and with what. Its functions send requests and wait: call them in jobs.
 
     `name` begins each owner's id, so that a person sees who holds what: the worker's id.

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+
+from msgspec import Struct, field
 
 from delta_sink import __version__
 from delta_sink.append import DeadLetterTarget
@@ -113,8 +114,7 @@ RETRIES_MAX: Final = 5
 """How often a command is tried again whose store or brokers did not answer."""
 
 
-@dataclass(slots=True, eq=False)
-class _Open:
+class _Open(Struct, eq=False):
     """An errand under way: where it came from, and what it waits for."""
 
     errand: Errand

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from delta_sink.model import Records
 
@@ -29,8 +30,7 @@ POLL_RECORDS_MAX = 1_000
 POLL_GROWTH = 4
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryBudget:
+class MemoryBudget(Struct, frozen=True):
     """The shares of `memory.bytes_max`.
 
     `queue_bytes` is for librdkafka's queues, which overshoot by a fetch. `pipeline_bytes` counts

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 Header = tuple[str, bytes | None]
 """One Kafka header; a record's headers keep their order and may repeat a name."""
@@ -18,8 +19,7 @@ Run = tuple[int, int]
 """Offsets from the first up to, not including, the second: the run-length form of a set."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class TopicPartition:
+class TopicPartition(Struct, frozen=True, order=True):
     """One Kafka partition, written `orders/3`."""
 
     topic: str
@@ -29,8 +29,7 @@ class TopicPartition:
         return f"{self.topic}/{self.partition}"
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
+class Records(Struct, frozen=True):
     """Consecutive records of one partition, as columns of equal length, in offset order.
 
     `offset_next` is where reading goes on after them: the consumer's position, taken in the same
@@ -55,8 +54,7 @@ class Records:
         return len(self.offsets)
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingRecord:
+class OutgoingRecord(Struct, frozen=True):
     """A record to produce: a dead letter, a control message, an outcome."""
 
     key: bytes | None
@@ -64,8 +62,7 @@ class OutgoingRecord:
     headers: tuple[Header, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetRange:
+class OffsetRange(Struct, frozen=True):
     """What became of the offsets `[offset_first, offset_next)` of one partition.
 
     `records == rows + len(dead letters) + len(skipped)`; `gone` holds offsets that Kafka no
@@ -120,8 +117,7 @@ VACUUM_APP_ID = "delta-sink/vacuum"
 """The `txn` that carries vacuum's fence: files with a tag at or below it may be gone."""
 
 
-@dataclass(frozen=True, slots=True)
-class AppId:
+class AppId(Struct, frozen=True):
     """The name under which the log keeps a partition's `txn`: `sink/topic@topic_id/partition`.
 
     `topic_id` is None with `source.topic_ids: none`; then the `@…` is left out.

@@ -8,11 +8,11 @@ the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from delta_sink.claim import Source
 from delta_sink.control_client import ControlClient, Exchange, recent
@@ -30,8 +30,7 @@ COMMANDS_LAST: Final = 5
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class FileCounts:
+class FileCounts(Struct, frozen=True):
     """The files of one table partition, and those that compaction would take for small."""
 
     values: Mapping[str, str | None]
@@ -41,8 +40,7 @@ class FileCounts:
     small_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """One Kafka partition: what the table has, and where the topic ends. None: not known."""
 
     tp: TopicPartition
@@ -57,8 +55,7 @@ class Progress:
         return max(0, self.offset_end - self.offset_committed)
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(Struct, frozen=True):
     """What one look has found. `table_version` is None where there is no table yet."""
 
     table_uri: str

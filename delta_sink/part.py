@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from delta_sink.claim import Start
 from delta_sink.model import AppId, Run
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Struct):
     """An assigned partition. `start` is set from its first settling on."""
 
     start: Start | None = None

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec import Struct, field
 
 from delta_sink.append import DeadLetterTarget, EncodedBatch, encode_batch, store_files
 from delta_sink.buffer import (
@@ -48,8 +49,7 @@ OVERFULL = 1.25
 """So many times its budget may be held before reading stops altogether."""
 
 
-@dataclass(slots=True)
-class Sealed:
+class Sealed(Struct):
     """A batch on its way into the log. Its rows are let go once its files are encoded."""
 
     commit_id: str

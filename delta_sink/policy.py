@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct, field
 
 from delta_sink.delta.actions import Add, Entry
 from delta_sink.delta.compaction_plan import CompactionPolicy, worthwhile
@@ -24,8 +24,7 @@ Values = tuple[str | None, ...]
 """A table partition: its values as the log spells them, in the order of its columns."""
 
 
-@dataclass(frozen=True, slots=True)
-class Debt:
+class Debt(Struct, frozen=True):
     """The small files of a table partition that are old enough to be rewritten, and why now.
 
     `newest_ms` is when the newest of them was added: while it and `files` stay the same, nothing
@@ -39,14 +38,12 @@ class Debt:
     newest_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Small:
+class _Small(Struct, frozen=True):
     size_bytes: int
     added_ms: int
 
 
-@dataclass(slots=True)
-class SmallFiles:
+class SmallFiles(Struct):
     """The small live files of a table, by table partition; kept up to date entry by entry.
 
     Memory: about 300 bytes for each small file.
@@ -142,8 +139,7 @@ class SmallFiles:
         return Debt(values, reason, len(quiet), size_bytes, newest_ms)
 
 
-@dataclass(slots=True)
-class FileTotals:
+class FileTotals(Struct):
     """How many files a table has and their bytes; kept up to date entry by entry.
 
     No names are kept. Where an entry does not say what it changes (a `remove` without a size, an

@@ -8,8 +8,9 @@ which calls may be made from jobs is said at each port.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
+
+from msgspec import Struct, field
 
 from delta_sink.model import OutgoingRecord, Records, TopicPartition
 from delta_sink.traces import Trace
@@ -86,15 +87,13 @@ class Jobs(Protocol):
 # --- Kafka -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
+class Assigned(Struct, frozen=True):
     """These partitions are ours from now on. They are paused until `Consumer.start`."""
 
     partitions: tuple[TopicPartition, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
+class Revoked(Struct, frozen=True):
     """These partitions are no longer ours; none of their records is returned any more.
 
     `lost` says that the group gave them away without asking (session time-out, fenced).
@@ -104,8 +103,7 @@ class Revoked:
     lost: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetGone:
+class OffsetGone(Struct, frozen=True):
     """Kafka does not have the offset at which reading of `tp` should go on.
 
     The partition delivers nothing until `Consumer.start` is called for it again.
@@ -115,8 +113,7 @@ class OffsetGone:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """Nothing is wrong yet, but nothing can be read: `reason` is one sentence for a person.
 
     Returned once when it begins (broker down, topic does not exist), not at every poll.
@@ -128,8 +125,7 @@ class Waiting:
 ConsumerEvent = Assigned | Revoked | OffsetGone | Waiting
 
 
-@dataclass(frozen=True, slots=True)
-class Polled:
+class Polled(Struct, frozen=True):
     """What one `Consumer.poll` saw: events in the order they happened, then records.
 
     `records` has at most one entry for each partition, only of partitions that are ours after
@@ -195,8 +191,7 @@ At = Literal["earliest", "latest"] | int
 """Where in a partition: its first offset, its end, or the first record at or after a time (ms)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Topic:
+class Topic(Struct, frozen=True):
     """A topic as the brokers describe it. `topic_id` is None where ids were not asked for."""
 
     name: str
@@ -232,8 +227,7 @@ class Broker(Protocol):
 # --- object store ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(Struct, frozen=True):
     """One object as a listing shows it. `path` is relative to the table, with `/` between."""
 
     path: str
@@ -242,23 +236,20 @@ class ObjectInfo:
     e_tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(Struct, frozen=True):
     """An object's bytes, with the `e_tag` they had."""
 
     data: bytes
     e_tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(Struct, frozen=True):
     """The conditional PUT made the object."""
 
     e_tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Exists:
+class Exists(Struct, frozen=True):
     """The store says that the object was there before (412, 409, EEXIST). Read it to know."""
 
 
@@ -305,8 +296,7 @@ class ObjectStore(Protocol):
 Scalar = str | int | bool
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True):
     """One item of the lock store: a key and its attributes. Compared as a whole."""
 
     key: str
@@ -336,8 +326,7 @@ class LeaseStore(Protocol):
 # --- schema registry ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrySchema:
+class RegistrySchema(Struct, frozen=True):
     """A schema of the registry, with the schemas that it refers to by name."""
 
     schema_id: int

@@ -17,8 +17,9 @@ answer (RetriableError), a worker goes on as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from delta_sink.control import Command, Pause, Resume, Role
 from delta_sink.errors import FatalError, RetriableError
@@ -34,8 +35,7 @@ APPLIED_MAX: Final = 32
 WorkerRole = Literal["writer", "compactor", "vacuum"]
 
 
-@dataclass(frozen=True, slots=True)
-class Presence:
+class Presence(Struct, frozen=True):
     """What a worker says of itself. Times are of its wall clock, in milliseconds since 1970.
 
     `oldest_uncommitted_ms` is the Kafka timestamp of the oldest record that it holds and has not
@@ -50,8 +50,7 @@ class Presence:
     oldest_uncommitted_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """The item in which a worker's presence stands; hand it to the next `publish`."""
 
     item: Item
@@ -139,8 +138,7 @@ def _whole(item: Item, name: str) -> int:
 Life = Literal["live", "stale", "ended", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Struct, frozen=True):
     """A worker as an observer sees it.
 
     `life` is `unknown` until its beat was seen to move (`live`) or to stand still for
@@ -206,8 +204,7 @@ def _presence_of(item: Item) -> Presence | None:
 # --- paused or not -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PausedState:
+class PausedState(Struct, frozen=True):
     """Whether a role of a table stands still, since when (wall clock) and by whose command.
 
     `sequence` rises with every change; 0 says that it was never paused.

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from msgspec import Struct
 
 Tree = dict[object, object]
 """A mapping as YAML gives it: keys are text (or numbers, in `source.start.offsets`)."""
@@ -37,8 +37,7 @@ _QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
 _LITERAL = "a literal ${ is written $${"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """One configuration file: `name` is what problems call it, `text` is its YAML."""
 
     name: str
@@ -265,8 +264,7 @@ def _with_step(tree: object, steps: Sequence[str], value: object) -> object:
 # --- references --------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Resolver:
+class _Resolver(Struct):
     env: Mapping[str, str]
     read_file: Callable[[str], str]
     problems: list[str]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from delta_sink import telemetry as declared
 from delta_sink.append import EncodedBatch
@@ -23,8 +24,7 @@ from delta_sink.traces import Trace
 STATUS_PERIOD_MS = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
+class _Read(Struct, frozen=True):
     """One read of a partition that is not committed: `produced_ms` is its first record's time."""
 
     offset_next: int

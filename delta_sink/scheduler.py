@@ -13,8 +13,9 @@ is away nobody does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from delta_sink import telemetry as declared
 from delta_sink.asking import Wanted, command_for, compactions_for
@@ -44,8 +45,7 @@ CRON_BACK_MS: Final = 5 * MINUTE_MS
 INTERVAL_PROPERTY: Final = "delta.checkpointInterval"
 
 
-@dataclass(slots=True)
-class Watched:
+class Watched(Struct):
     """What the scheduler knows of the table, and what it has asked for."""
 
     state: LogState

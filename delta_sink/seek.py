@@ -22,7 +22,9 @@ alone, and only once the version to which it was sent is certainly somebody's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from delta_sink.claim import Source, refuse_other_names
 from delta_sink.delta.actions import Action, Txn
@@ -75,8 +77,7 @@ STOP_ADVICE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ToOffset:
+class ToOffset(Struct, frozen=True):
     """Go on at this offset."""
 
     offset: int
@@ -85,8 +86,7 @@ class ToOffset:
 Target = StartEarliest | StartLatest | StartTimestamp | ToOffset
 
 
-@dataclass(frozen=True, slots=True)
-class SeekRequest:
+class SeekRequest(Struct, frozen=True):
     """What an operator asks for. `operator` and `reason` stand in the commit for ever.
 
     `topic` None means all topics of the sink, empty `partitions` all of theirs. With
@@ -102,8 +102,7 @@ class SeekRequest:
     adopt_sink: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Struct, frozen=True):
     """One partition of a seek: `app_id` goes from one offset to another.
 
     `offset_from` is None where it has no `txn` yet, and RETIRED where it had been taken over.
@@ -145,8 +144,7 @@ class Move:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Seeking:
+class Seeking(Struct, frozen=True):
     """What a seek does at `table_version`.
 
     `retired` are the app ids given up and the offsets they had. `stays` are sentences about
@@ -179,8 +177,7 @@ class Seeking:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Sought:
+class Sought(Struct, frozen=True):
     """A seek that was carried out: as `version`, or not at all (None) as nothing was to move."""
 
     seeking: Seeking
@@ -243,8 +240,7 @@ def _opened(source: Source) -> LogState:
 # --- what is meant ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Aim:
+class _Aim(Struct, frozen=True):
     """A request with all that the brokers had to say to it: fixed, whatever writers do meanwhile.
 
     `targets` are empty with `adopt_sink`, whose targets are in the log.

@@ -20,8 +20,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.control import Command, Outcome, encode_outcome, parse_outcome
 from delta_sink.errors import FatalError, RetriableError
@@ -52,23 +54,20 @@ CONTENTION_MAX: Final = 50
 """How often another command's write may come between before this one is given up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """This worker has begun the command, alone, as long as `held` is safe."""
 
     command: Command
     held: Held
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """The command was done before. `outcome` is what was said of it then."""
 
     outcome: Outcome | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     lease: Lease
     keep_until_ms: int
     is_done: bool = False

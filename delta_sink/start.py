@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+from msgspec import Struct
 
 from delta_sink.forms import Form, Whole, Wrong
 from delta_sink.model import TopicPartition
 from delta_sink.references import kind
 
 
-@dataclass(frozen=True, slots=True)
-class StartEarliest:
+class StartEarliest(Struct, frozen=True):
     """Begin at the first record that Kafka still has."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartLatest:
+class StartLatest(Struct, frozen=True):
     """Begin at the end, as it was when the start was claimed."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartTimestamp:
+class StartTimestamp(Struct, frozen=True):
     """Begin at the first record at or after this time, in milliseconds since 1970, UTC."""
 
     timestamp_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class StartOffsets:
+class StartOffsets(Struct, frozen=True):
     """Begin at these offsets; each partition that is not named begins at its first record."""
 
     offsets: Mapping[TopicPartition, int]
 
 
-@dataclass(frozen=True, slots=True)
-class StartGroup:
+class StartGroup(Struct, frozen=True):
     """Begin at the offsets that this other consumer group committed."""
 
     group: str

@@ -8,8 +8,9 @@ worker and the worker never for a question.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from msgspec import Struct
 
 from delta_sink import telemetry as declared
 from delta_sink.model import TopicPartition
@@ -27,8 +28,7 @@ Gauge = tuple[str, float, dict[str, str]]
 """A metric's name, its value, its labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionStatus:
+class PartitionStatus(Struct, frozen=True):
     """One assigned partition. `offset_committed` is None until the log was asked.
 
     `oldest_ms` is the Kafka timestamp of the oldest record that is held and not committed.
@@ -41,8 +41,7 @@ class PartitionStatus:
     halted: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
+class WorkerStatus(Struct, frozen=True):
     """What a worker says of itself. `at_ms` is on the elapsed clock, the others are wall clocks."""
 
     worker: str
@@ -58,8 +57,7 @@ class WorkerStatus:
     last_commit_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
+class Reach(Struct, frozen=True):
     """Whether a dependency answers; `is_up` is None until it was asked for the first time."""
 
     is_up: bool | None = None
@@ -67,16 +65,14 @@ class Reach:
     since_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lag:
+class Lag(Struct, frozen=True):
     """How far a partition's table is behind its topic; None where that is not known."""
 
     records: int | None
     ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """The answer to a probe: yes or no, and why in words."""
 
     ok: bool

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
+
+from msgspec import Struct
 
 Kind = Literal["counter", "gauge", "histogram"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -25,8 +26,7 @@ LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning", "error")
 """From the least to the most pressing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(Struct, frozen=True):
     """One metric. `buckets` are the upper bounds of a histogram, rising, without the infinite."""
 
     name: str
@@ -37,8 +37,7 @@ class Metric:
     buckets: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One event. `fields` are those that it usually carries, in the order a person reads them."""
 
     name: str
@@ -47,8 +46,7 @@ class Event:
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TraceKind:
+class TraceKind(Struct, frozen=True):
     """One kind of trace: the steps that it has, and the fields of the whole."""
 
     name: str

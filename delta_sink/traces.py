@@ -7,8 +7,9 @@ traces there are and what their steps are called is declared in `telemetry.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
+
+from msgspec import Struct, field
 
 T = TypeVar("T")
 
@@ -16,8 +17,7 @@ SPANS_MAX: Final = 500
 """So many steps of one piece of work are kept; what comes after is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """One step. `is_failed` says that it ended with an error."""
 
     name: str
@@ -26,8 +26,7 @@ class Span:
     is_failed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(Struct, frozen=True):
     """One piece of work that has ended; `error` says why it came to nothing."""
 
     name: str
@@ -38,8 +37,7 @@ class Trace:
     error: str | None = None
 
 
-@dataclass(slots=True)
-class Spans:
+class Spans(Struct):
     """The steps of a piece of work that is under way. Jobs of any thread may add to them.
 
     `now_ms` is the elapsed clock, or None where nobody wants traces: then nothing is kept, and a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from delta_sink.decode import Decoder
 from delta_sink.decode.json import JsonDecoder
@@ -16,8 +16,7 @@ from delta_sink.errors import TableRefused
 from delta_sink.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class TableView:
+class TableView(Struct, frozen=True):
     """Decoder and file layout for the table as `same` has it; made anew when that changes."""
 
     same: SameTable

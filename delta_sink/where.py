@@ -23,10 +23,11 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal as Number
 from decimal import InvalidOperation
 from typing import Final, Literal, TypeAlias, assert_never
+
+from msgspec import Struct
 
 from delta_sink.delta.schema import TableSchema, type_text
 from delta_sink.delta.types import DataType, Decimal
@@ -48,8 +49,7 @@ class WhereWrong(ValueError):
 # --- what a filter is ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """A column against a literal."""
 
     column: str
@@ -57,37 +57,32 @@ class Compare:
     literal: Constant
 
 
-@dataclass(frozen=True, slots=True)
-class In:
+class In(Struct, frozen=True):
     """A column among literals."""
 
     column: str
     literals: tuple[Constant, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class IsNull:
+class IsNull(Struct, frozen=True):
     """A column without a value."""
 
     column: str
 
 
-@dataclass(frozen=True, slots=True)
-class Not:
+class Not(Struct, frozen=True):
     """The opposite; of what is unknown, unknown."""
 
     inner: Where
 
 
-@dataclass(frozen=True, slots=True)
-class AllOf:
+class AllOf(Struct, frozen=True):
     """Every one of them."""
 
     parts: tuple[Where, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AnyOf:
+class AnyOf(Struct, frozen=True):
     """At least one of them."""
 
     parts: tuple[Where, ...]
@@ -112,8 +107,7 @@ def columns_of(where: Where) -> frozenset[str]:
 Test: TypeAlias = Callable[[Mapping[str, "Value | None"]], "bool | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionFilter:
+class PartitionFilter(Struct, frozen=True):
     """A filter whose columns and literals fit a table. Made by `bind`."""
 
     types: Mapping[str, DataType]
@@ -324,8 +318,7 @@ def parse_where(text: str) -> Where:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(Struct, frozen=True):
     """A piece of the text: `kind` is name, word, text, number, sign or end."""
 
     kind: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from delta_sink.adapters.logs import LogTelemetry
 from delta_sink.adapters.metered import MeteredStore
@@ -73,8 +74,7 @@ def load_settings(
     return settings
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """What every command is made of."""
 
     settings: Settings

@@ -30,7 +30,8 @@ through `delta.commit`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from delta_sink import __version__
 from delta_sink.append import DeadLetterTarget, plan_append
@@ -81,8 +82,7 @@ SILENCE_MAX_MS = 600_000
 """A worker that could neither settle nor commit for so long stops, to be started elsewhere."""
 
 
-@dataclass(slots=True)
-class Lane:
+class Lane(Struct):
     """The one job that has the log state, and what to do with its result."""
 
     name: str
@@ -91,8 +91,7 @@ class Lane:
     parts: dict[TopicPartition, Part] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Patrolled:
+class Patrolled(Struct, frozen=True):
     """What a patrol saw: the log's head, and what partitions are called now."""
 
     state: LogState

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Final
+
+from msgspec import Struct
 
 from delta_sink.errors import ConfigError
 
@@ -18,8 +19,7 @@ REQUESTS_MAX: Final = 16
 """Requests answered at a time; further ones are refused, so that nobody can fill the process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What a path says."""
 
     status: int

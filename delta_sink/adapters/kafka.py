@@ -26,13 +26,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka import TopicPartition as Place
+from msgspec import Struct
 
 from delta_sink.adapters.kafka_client import is_refusal, keep_for_ever, make_client, refusal, said
 from delta_sink.adapters.kafka_columns import ConsumerColumns, records_of
@@ -76,8 +76,7 @@ _REBALANCING: Final = frozenset(
 """What every group answers to a commit while it rebalances; the next commit makes up for it."""
 
 
-@dataclass(slots=True)
-class _Reading:
+class _Reading(Struct):
     """How far a partition was returned since its last `start`."""
 
     offset_next: int

@@ -7,18 +7,17 @@ sink does not write is not asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
 from confluent_kafka import Message
+from msgspec import Struct
 
 from delta_sink.decode.packed import PackedValues
 from delta_sink.model import Header, Records, TopicPartition
 
 
-@dataclass(frozen=True, slots=True)
-class ConsumerColumns:
+class ConsumerColumns(Struct, frozen=True):
     """Which columns of `Records` are filled beside offsets and values: each costs time."""
 
     timestamps: bool = False

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
 from confluent_kafka import Consumer as Client
 from confluent_kafka import KafkaError, Message
 from confluent_kafka import TopicPartition as Place
+from msgspec import Struct
 
 from delta_sink.adapters.kafka_client import GROUP_KEYS, is_refusal, make_client, refusal
 from delta_sink.errors import BrokerUnavailable
@@ -27,8 +27,7 @@ _BATCH_RECORDS_MAX: Final = 2_000
 _POLL_S: Final = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Struct, frozen=True):
     """Consecutive records that Kafka serves: rising offsets, and their values if asked for."""
 
     tp: TopicPartition

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, TextIO
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink import telemetry as declared
 from delta_sink.ports import Clock, Tag
@@ -26,8 +27,7 @@ Series = tuple[str, tuple[tuple[str, Tag], ...]]
 """A metric's name and its tags, sorted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(Struct, frozen=True):
     """`counts[i]` observations were at or below `buckets[i]` and above the one before; the last
     of `counts`, which is one longer, are those above every bucket."""
 
@@ -41,8 +41,7 @@ class Histogram:
         return sum(self.counts)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """The figures as they stood at one moment."""
 
     counters: Mapping[Series, float]

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import obstore
+from msgspec import Struct
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as ObstoreS3
 
@@ -281,8 +282,7 @@ _KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """What an error of obstore says: the HTTP status and S3's own code, if there was an answer."""
 
     status: int | None

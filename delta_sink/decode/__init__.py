@@ -8,16 +8,15 @@ of one or more partitions; it returns the rows and what became of every record.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
+from msgspec import Struct
 
 from delta_sink.model import Records, Run, TopicPartition
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
+class BadRecord(Struct, frozen=True):
     """A record that cannot become a row.
 
     `index` is its place in the `Records` it came in. `message` may show the value and stands in
@@ -31,8 +30,7 @@ class BadRecord:
     redacted: str
 
 
-@dataclass(frozen=True, slots=True)
-class PartOutcome:
+class PartOutcome(Struct, frozen=True):
     """What became of one `Records`: `rows + len(bad) + skipped offsets == len(records)`."""
 
     tp: TopicPartition
@@ -41,8 +39,7 @@ class PartOutcome:
     skipped: tuple[Run, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(Struct, frozen=True):
     """The rows of a chunk, in the order of its records, and the outcome of each of its parts.
 
     `rows` has exactly the table's columns (derived, metadata and table partition columns too) in

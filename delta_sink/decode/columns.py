@@ -21,9 +21,7 @@ A map cannot be read at all.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal as PythonDecimal
 from typing import TypeAlias
 
@@ -31,6 +29,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.decode.rows import TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, DecodeSpec
 from delta_sink.decode.scalars import (
@@ -54,8 +54,7 @@ Indexes: TypeAlias = npt.NDArray[np.int64]
 _NONE: Indexes = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(Struct, frozen=True):
     """How the columns of one pass are read; each step away from the default costs more.
 
     `numbers`: integer columns as double or as `WHOLE`, decimals as `PLACES`. `texts`: timestamps as strings.
@@ -68,7 +67,7 @@ class Mode:
 
     def with_(self, **changes: object) -> Mode:
         """Return this mode with some of its attributes changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]  # names are checked at run time
+        return replace(self, **changes)
 
 
 WHOLE = pa.decimal256(38, 18)

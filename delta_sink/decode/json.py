@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.json as pj
+from msgspec import Struct
 
 from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
@@ -51,8 +51,7 @@ _MODES_MAX = 4
 _NOWHERE: Positions = np.empty(0, np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The fast path decides nothing about these values; `suspect` may be the one at fault."""
 
     suspect: int | None = None

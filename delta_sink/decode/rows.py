@@ -9,7 +9,6 @@ only if it is bad.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, cast
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from delta_sink.decode import BadRecord, Decoded, PartOutcome
 from delta_sink.decode.packed import PackedValues, Positions
@@ -52,8 +52,7 @@ NESTING_LIMIT = 200
 """No spec may allow deeper values: the parsers recurse, and Python's stack ends near 1,000."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeSpec:
+class DecodeSpec(Struct, frozen=True):
     """What values are decoded into, and the operator's choices about them.
 
     Value columns are those of the table that are neither derived nor metadata columns.
@@ -83,8 +82,7 @@ class DecodeSpec:
         return tuple(f for f in self.schema.fields if f.name not in beside)
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
+class Values(Struct, frozen=True):
     """What a list of values became: `len(taken) + len(bad)` is the length of that list.
 
     `rows` has the value columns with their Arrow types; row i is the value at `taken[i]`.
@@ -96,8 +94,7 @@ class Values:
     unknown_fields: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Sure:
+class Sure(Struct, frozen=True):
     """The rows that somebody vouches for, in order; who is not in `taken` is still undecided.
 
     `taken` are the places of the values, counted from the first one that was looked at.

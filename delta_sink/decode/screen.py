@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from delta_sink.decode.packed import PackedValues
 
@@ -34,8 +34,7 @@ def nesting_of(value: bytes, enough: int) -> int:
     return int(np.cumsum(steps).max(initial=0))
 
 
-@dataclass(frozen=True, slots=True)
-class Screened:
+class Screened(Struct, frozen=True):
     """Values that a native parser may see, joined by newlines.
 
     Each begins with `{` and ends with `}`. Hence a newline between two of them can only lie

@@ -10,9 +10,9 @@ Source: Delta protocol, "Actions".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from delta_sink.errors import TableRefused
 
@@ -105,8 +105,7 @@ class Line(msgspec.Struct, rename="camel", omit_defaults=True):
     commit_info: CommitInfo | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One version of the log, with the `e_tag` of the object that holds it."""
 
     version: int

@@ -14,12 +14,12 @@ Source: Delta protocol, "Checkpoints", "Checkpoint Schema", "Last Checkpoint Fil
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Struct
 
 from delta_sink.delta.actions import Metadata
 from delta_sink.delta.commit import Log
@@ -87,8 +87,7 @@ _DICTIONARY = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointWritten:
+class CheckpointWritten(Struct, frozen=True):
     """A checkpoint of `version` is there. `is_ours` is False if it was there before."""
 
     version: int
@@ -139,8 +138,7 @@ def write_checkpoint(log: Log, version: int | None = None) -> CheckpointWritten 
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EncodedCheckpoint:
+class EncodedCheckpoint(Struct, frozen=True, eq=False):
     """The object, and how many live files, tombstones and actions of any kind it holds."""
 
     data: memoryview

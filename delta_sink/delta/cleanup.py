@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from delta_sink.delta.actions import Metadata
 from delta_sink.delta.checkpoint_files import sidecars_of
@@ -51,8 +51,7 @@ _VERSIONED = re.compile(r"_delta_log/(\d{20})\.(?:json|crc|checkpoint\..+)")
 _COMPACTED = re.compile(r"_delta_log/\d{20}\.(\d{20})\.compacted\.json")
 
 
-@dataclass(frozen=True, slots=True)
-class CleanupPlan:
+class CleanupPlan(Struct, frozen=True):
     """What may go: every object of versions below `keep_from`, oldest version first.
 
     `keep_from` is None, and `objects` empty, where nothing may.
@@ -74,8 +73,7 @@ class CleanupPlan:
         return len(listing_of(self.objects).entries)
 
 
-@dataclass(frozen=True, slots=True)
-class CleanedUp:
+class CleanedUp(Struct, frozen=True):
     """What was removed. `is_complete` is False where the worker was asked to stop."""
 
     objects_removed: int

@@ -33,9 +33,10 @@ version is claimed once; and the plan was checked on exactly the prefix that it 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.delta.actions import Entry, parse_entry
 from delta_sink.delta.checkpoint import read_checkpoint
@@ -67,8 +68,7 @@ CONFLICTS_BEFORE_LOOK = 2
 """After so many lost races in a row one LIST catches up faster than a PUT for every version."""
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(Struct, frozen=True):
     """The log of one table, with all that following and writing it needs."""
 
     store: ObjectStore

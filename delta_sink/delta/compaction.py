@@ -17,13 +17,14 @@ finds its inputs gone. Locks only save the work.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.delta.actions import Action, Add, Remove
 from delta_sink.delta.checkpoint import FetchedFile
@@ -70,8 +71,7 @@ COMMIT_ROUNDS_MAX = 5
 INDEXED_COLUMNS_PROPERTY = "delta.dataSkippingNumIndexedCols"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
+class StoredFile(Struct, frozen=True):
     """A data file that is uploaded and stands in no log yet. `path` is the object's."""
 
     path: str
@@ -81,8 +81,7 @@ class StoredFile:
     stats: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten:
+class Rewritten(Struct, frozen=True):
     """A step: `outputs` hold exactly the `rows` that count of `inputs`."""
 
     inputs: tuple[InputFile, ...]
@@ -93,8 +92,7 @@ class Rewritten:
     order: Order | None
 
 
-@dataclass(frozen=True, slots=True)
-class Compacted:
+class Compacted(Struct, frozen=True):
     """A step that is in the log, and the state of the log after it."""
 
     state: LogState

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from delta_sink.delta.actions import Metadata
 from delta_sink.delta.file_columns import file_key
@@ -27,8 +27,7 @@ Where = Callable[[Mapping[str, str | None]], bool]
 """Whether a table partition, given by its values as the log spells them, is meant."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompactionPolicy:
+class CompactionPolicy(Struct, frozen=True):
     """What makes files worth rewriting.
 
     A file is small if its live rows take less than `small_share` of the target. Files that were
@@ -58,8 +57,7 @@ class CompactionPolicy:
         return self.target_file_bytes * (1 if self.order is not None else 16)
 
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
+class InputFile(Struct, frozen=True):
     """A live file that is to be rewritten. `rows` counts deleted ones too; None: not known."""
 
     path: str
@@ -74,8 +72,7 @@ class InputFile:
         return file_key(self.path, self.vector)
 
 
-@dataclass(frozen=True, slots=True)
-class Bin:
+class Bin(Struct, frozen=True):
     """Files of one table partition that are rewritten together.
 
     `values` are the partition's, in the order of the table's partition columns. `has_more` says

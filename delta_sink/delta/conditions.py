@@ -6,7 +6,7 @@ which a plan is sent, and after every entry that is applied before it lands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from delta_sink.delta.actions import Entry, Metadata, Protocol
 from delta_sink.delta.file_columns import file_key
@@ -23,8 +23,7 @@ class FenceReached(CommitConflict):
     """Another vacuum's fence is as high or higher: there is nothing to commit; go on with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class InputsLive:
+class InputsLive(Struct, frozen=True):
     """Every input of a compaction is live, with the deletion vector that was applied.
 
     `version` is where that was seen. From there on every entry is looked at; where entries were
@@ -56,8 +55,7 @@ class InputsLive:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class FenceBelow:
+class FenceBelow(Struct, frozen=True):
     """Vacuum's fence in the log lies below `fence`: it never falls, and never stands still."""
 
     fence: int
@@ -70,8 +68,7 @@ class FenceBelow:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class StillRewritable:
+class StillRewritable(Struct, frozen=True):
     """The table is one whose files this sink may replace, whatever its owner has changed."""
 
     log_store: str

@@ -15,7 +15,8 @@ Only one commit of a plan is under way at a time: nothing here is locked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from delta_sink.delta.actions import Entry
 from delta_sink.delta.commit import Log

@@ -14,10 +14,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from delta_sink.errors import TableRefused
 
@@ -38,8 +38,7 @@ _ARRAY_MAX = 4_096
 _BITMAP_BYTES = 8_192
 
 
-@dataclass(frozen=True, slots=True)
-class VectorPlace:
+class VectorPlace(Struct, frozen=True):
     """Where a vector's bytes lie: `length` bytes from `offset` on in the object `path`.
 
     They are length, bytes and checksum together, as `stored_positions` takes them.

@@ -10,10 +10,10 @@ of a second catch say how many are in the pond.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from msgspec import Struct
 
 SAMPLE_ROWS = 512
 """Rows, and about as many values of a column, in each of the two samples."""
@@ -41,8 +41,7 @@ def repeating_columns(table: pa.Table, row_group_rows: int) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(Struct, frozen=True):
     """A leaf column: its path as Parquet spells it, and its values in one array.
 
     `is_single` tells whether each row has one value: the column is in no list and in no map.

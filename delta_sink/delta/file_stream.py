@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import io
 import mmap
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Struct
 
 from delta_sink.delta.parquet import DataFile, FileLayout, file_path, open_writer
 from delta_sink.delta.statistics import file_statistics
@@ -36,8 +36,7 @@ def group_bytes(target_file_bytes: int) -> int:
     return max(GROUP_BYTES_MIN, min(GROUP_BYTES_MAX, target_file_bytes))
 
 
-@dataclass(slots=True)
-class Weight:
+class Weight(Struct):
     """How many bytes of a file one byte of Arrow columns becomes, as seen so far."""
 
     arrow_bytes: int = 0
@@ -92,7 +91,6 @@ class Room(io.RawIOBase):
         return memoryview(self._pages)[: self._written]
 
 
-@dataclass(slots=True)
 class FileStream:
     """One data file of one table partition in the making. Memory: the file, and one row group.
 
@@ -100,22 +98,25 @@ class FileStream:
     be about `target_file_bytes` large; whoever writes it decides when it is.
     """
 
-    layout: FileLayout
-    values: tuple[str | None, ...]
-    weight: Weight
-    target_file_bytes: int
-    rows: int = 0
-    _room: Room = field(init=False)
-    _writer: pq.ParquetWriter | None = None
-    _waiting: list[pa.Table] = field(default_factory=list)
-    _waiting_bytes: int = 0
-    _waiting_rows: int = 0
-    _stats: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        layout: FileLayout,
+        values: tuple[str | None, ...],
+        weight: Weight,
+        target_file_bytes: int,
+    ) -> None:
         """Set room aside."""
-        target = self.target_file_bytes
-        self._room = Room(round(ROOM_SHARE * target) + group_bytes(target))
+        self.layout = layout
+        self.values = values
+        self.weight = weight
+        self.target_file_bytes = target_file_bytes
+        self.rows = 0
+        self._room = Room(round(ROOM_SHARE * target_file_bytes) + group_bytes(target_file_bytes))
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
+        self._waiting_rows = 0
+        self._stats: list[str] = []
 
     def write(self, table: pa.Table, arrow_bytes: int) -> None:
         """Take rows with the columns of `layout.file_fields`; they follow those before.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from delta_sink.delta.actions import Entry, parse_entry
 from delta_sink.delta.receipt import receipt_of
@@ -22,16 +23,14 @@ _CHECKPOINT = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """A complete checkpoint: its version and its files (several if it was written in parts)."""
 
     version: int
     files: tuple[ObjectInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """What a LIST of the log showed: entries by version, complete checkpoints, oldest first."""
 
     entries: Mapping[int, ObjectInfo]

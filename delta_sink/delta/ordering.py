@@ -7,13 +7,13 @@ column's rank, so that rows near each other in any of the columns tend to lie ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from delta_sink.delta.schema import TableSchema, type_text
 from delta_sink.delta.types import ArrayType, MapType, StructType
@@ -22,8 +22,7 @@ from delta_sink.errors import TableRefused
 BITS_MAX = 63
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """`sort` by these columns, the first one first, or along their `zorder`."""
 
     kind: Literal["sort", "zorder"]

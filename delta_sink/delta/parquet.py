@@ -10,7 +10,6 @@ import inspect
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import Struct
 
 from delta_sink.delta.dictionaries import (
     DICTIONARY_BYTES_MAX,
@@ -35,8 +35,7 @@ ROW_GROUP_ROWS = 262_144
 BLOOM_FALSE_POSITIVES = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class FileLayout:
+class FileLayout(Struct, frozen=True):
     """How the rows of a table become files.
 
     `dictionary` is "auto" (columns whose values repeat themselves), True or False for all columns,
@@ -78,8 +77,7 @@ class FileLayout:
         return tuple(f for f in self.schema.fields if f.name not in self.partition_by)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DataFile:
+class DataFile(Struct, frozen=True, eq=False):
     """One Parquet file, and what its `add` action says of it.
 
     `path` is the object's path relative to the table (`hive.add_path` makes it `add.path`).

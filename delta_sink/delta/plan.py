@@ -8,8 +8,9 @@ is. They are pure: a condition looks at a state, and at the entry that led to it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol as TypingProtocol
+
+from msgspec import Struct
 
 from delta_sink.delta.actions import Action, Entry, Protocol, encode_entry
 from delta_sink.delta.receipt import RETIRED
@@ -32,8 +33,7 @@ class Condition(TypingProtocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class TxnIs:
+class TxnIs(Struct, frozen=True):
     """A partition's `txn` is exactly what the plan continues from; None: there is none yet."""
 
     app_id: str
@@ -49,8 +49,7 @@ class TxnIs:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class NoRival:
+class NoRival(Struct, frozen=True):
     """No other sink, and no other incarnation of the topic, has a `txn` for this partition.
 
     Retired ones are nobody's any more. `replaced` are those that the plan itself retires.
@@ -106,8 +105,7 @@ def retired_sentence(mine: AppId, heirs: Sequence[AppId]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TagAboveFence:
+class TagAboveFence(Struct, frozen=True):
     """The data files' tag lies above vacuum's fence: none of them can have been deleted."""
 
     tag: int
@@ -121,8 +119,7 @@ class TagAboveFence:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class SameTable:
+class SameTable(Struct, frozen=True):
     """Schema, table partitioning and protocol are those the files were written for."""
 
     table_id: str
@@ -145,8 +142,7 @@ class SameTable:
         return cls(metadata.id, metadata.schema_string, metadata.partition_columns, state.protocol)
 
 
-@dataclass(frozen=True, slots=True)
-class StillSupported:
+class StillSupported(Struct, frozen=True):
     """The table is one that this sink may append to, whatever its owner has changed."""
 
     log_store: str
@@ -158,8 +154,7 @@ class StillSupported:
             refuse_log_store(state.metadata, self.log_store)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What to commit, encoded once: every attempt sends these very bytes.
 
     `commit_id` stands in the receipt within `body`; by it, and by nothing else, a worker knows an

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast, get_args
 
 import pyarrow as pa
+from msgspec import Struct
 
 from delta_sink.delta.types import (
     DECIMAL_PATTERN,
@@ -54,8 +54,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class TableSchema:
+class TableSchema(Struct, frozen=True, dict=True):
     """The columns of a table, in their order."""
 
     fields: tuple[Field, ...]
@@ -209,8 +208,7 @@ def _parse_field(raw: object, where: str, depth: int) -> Field:
 DerivedFunction = Literal["date", "year", "month", "day", "hour"]
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
+class Derived(Struct, frozen=True):
     """The column `column` is `function` of the timestamp column `source`, in UTC."""
 
     column: str
@@ -218,8 +216,7 @@ class Derived:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedColumns:
+class ParsedColumns(Struct, frozen=True):
     """What `table.schema` says; `fields` is usable only if `problems` is empty."""
 
     fields: tuple[Field, ...]

@@ -14,11 +14,11 @@ Source: Delta protocol, "Action Reconciliation", "Checkpoints".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import pyarrow as pa
 import pyarrow.ipc
+from msgspec import Struct
 
 from delta_sink.delta.actions import Add, Entry, Metadata, Protocol, Remove
 from delta_sink.delta.checkpoint import read_checkpoint
@@ -42,8 +42,7 @@ TAIL_BATCH_ROWS = 1_024
 """So many actions of log entries are gathered before they become columns."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
+class Snapshot(Struct, frozen=True, eq=False):
     """A table at `state.version`. Its files are streamed by the methods, as often as wanted.
 
     `modified_ms` is when the entry of that version was stored, by the store's own time; None
@@ -80,8 +79,7 @@ class Snapshot:
         return pa.Table.from_batches(batches, FACT_SCHEMA)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Tail:
+class Tail(Struct, frozen=True, eq=False):
     """What the entries above a checkpoint say of files, as packed batches.
 
     `keys` are the files that they spoke of; empty where there is no checkpoint to compare with.

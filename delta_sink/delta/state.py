@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.delta.actions import Entry, Metadata, Protocol
 from delta_sink.model import VACUUM_APP_ID
@@ -17,8 +19,7 @@ than a day, so that a minute keeps a wide margin.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class LogState:
+class LogState(Struct, frozen=True):
     """The log up to and including `version`. It never holds the list of files.
 
     `e_tag` is that of entry `version` (empty where the entry itself was cleaned up behind a

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from delta_sink import __version__
 from delta_sink.delta.actions import (
@@ -34,8 +34,7 @@ ENGINE_INFO = f"delta-sink/{__version__}"
 CREATE_TRIES_MAX = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Author:
+class Author(Struct, frozen=True):
     """Who commits: stands in every receipt, so that `DESCRIBE HISTORY` answers "who was it"."""
 
     sink: str
@@ -43,8 +42,7 @@ class Author:
     generation: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TableSpec:
+class TableSpec(Struct, frozen=True):
     """The table that the configuration asks for."""
 
     schema: TableSchema
@@ -160,8 +158,7 @@ def adopt_table(log: Log, state: LogState, author: Author) -> LogState:
     return commit(log, state, plan)
 
 
-@dataclass(frozen=True, slots=True)
-class SameProperties:
+class SameProperties(Struct, frozen=True):
     """Nobody changed the table's properties: ours would overwrite theirs."""
 
     configuration: tuple[tuple[str, str | None], ...]

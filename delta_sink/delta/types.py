@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import pyarrow as pa
+from msgspec import Struct, field
 
 Primitive = Literal[
     "string",
@@ -30,24 +30,21 @@ NESTING_MAX = 64
 """Types deeper than this are refused: far above real schemas, far below Python's recursion."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decimal:
+class Decimal(Struct, frozen=True):
     """Exact numbers with up to `precision` digits (1 to 38), `scale` of them after the point."""
 
     precision: int
     scale: int
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayType:
+class ArrayType(Struct, frozen=True):
     """Lists of `element`."""
 
     element: DataType
     contains_null: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class MapType:
+class MapType(Struct, frozen=True):
     """Maps; keys are never null."""
 
     key: DataType
@@ -55,21 +52,23 @@ class MapType:
     value_contains_null: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class StructType:
+class StructType(Struct, frozen=True):
     """Named fields inside one column."""
 
     fields: tuple[Field, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """A column of a table or a field of a struct. `metadata` is kept as the log has it."""
 
     name: str
     type: DataType
     nullable: bool = True
-    metadata: Mapping[str, object] = field(default_factory=dict, hash=False)
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        """Without `metadata`, which has none."""
+        return hash((self.name, self.type, self.nullable))
 
 
 DataType: TypeAlias = Primitive | Decimal | ArrayType | MapType | StructType

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from delta_sink.delta.actions import Action, Entry, Txn
 from delta_sink.delta.commit import Log, commit, follow, open_log
@@ -54,8 +54,7 @@ READ_TRIES_MAX = 3
 _VECTOR_FILE = re.compile(r"deletion_vector_[0-9a-f-]{36}\.bin")
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(Struct, frozen=True):
     """How long files that no current version needs are kept.
 
     `retention_ms` is what was asked for, `floor_ms` what this worker's own configuration allows at
@@ -78,8 +77,7 @@ class Retention:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class VacuumPlan:
+class VacuumPlan(Struct, frozen=True):
     """What may be deleted: it stays so whatever happens, as the fence never falls.
 
     `fence` is W, None where no version is old enough; `through` the version up to which the log
@@ -99,8 +97,7 @@ class VacuumPlan:
         return sum(info.size_bytes for info in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class Vacuumed:
+class Vacuumed(Struct, frozen=True):
     """What was deleted. `is_complete` is False where the worker was asked to stop."""
 
     state: LogState
@@ -214,8 +211,7 @@ def _paths(paths: Sequence[str], vectors: Sequence[Mapping[str, object] | None])
     return pa.array(found, pa.string())
 
 
-@dataclass(frozen=True, slots=True)
-class DeletionRule:
+class DeletionRule(Struct, frozen=True):
     """Which objects may be deleted if nothing refers to them.
 
     Those with a tag at or below `fence`; those without one that are Parquet files or deletion

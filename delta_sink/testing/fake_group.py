@@ -21,8 +21,9 @@ not put out by a fault stays a member; every partition is assigned to somebody w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from delta_sink.model import Records, TopicPartition
 from delta_sink.ports import Assigned, ConsumerEvent, OffsetGone, Polled, Revoked, Waiting
@@ -237,8 +238,7 @@ class FakeGroup:
                 self.put_out(consumer)
 
 
-@dataclass(slots=True)
-class Reading:
+class Reading(Struct):
     """Where a consumer is in one of its partitions."""
 
     position: int = 0

@@ -17,8 +17,9 @@ import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
+
+from msgspec import Struct, field
 
 from delta_sink.errors import BrokerUnavailable, FatalError
 from delta_sink.model import Header, OutgoingRecord, TopicPartition
@@ -30,8 +31,7 @@ from delta_sink.testing.wire import Wire
 from delta_sink.testing.world import World
 
 
-@dataclass(frozen=True, slots=True)
-class KafkaRecord:
+class KafkaRecord(Struct, frozen=True):
     """A record as it stands in a partition."""
 
     offset: int
@@ -47,8 +47,7 @@ class KafkaRecord:
         return len(self.value or b"") + len(self.key or b"") + headers
 
 
-@dataclass(slots=True)
-class PartitionLog:
+class PartitionLog(Struct):
     """One partition. `end` is the offset of the next record; gaps have no entry in `records`."""
 
     earliest: int = 0
@@ -128,8 +127,7 @@ class FakeTransaction:
         self._kafka.wake_readers()
 
 
-@dataclass(slots=True)
-class _FakeTopic:
+class _FakeTopic(Struct):
     name: str
     topic_id: str
     logs: list[PartitionLog]
@@ -369,8 +367,7 @@ def _size(record: OutgoingRecord) -> int:
     return len(record.key or b"") + len(record.value or b"")
 
 
-@dataclass(frozen=True, slots=True)
-class FakeServed:
+class FakeServed(Struct, frozen=True):
     """Consecutive records of one partition, with their values."""
 
     tp: TopicPartition

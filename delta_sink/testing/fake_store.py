@@ -17,9 +17,10 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+from msgspec import Struct
 
 from delta_sink.errors import ObjectMissing, StoreRefused, StoreUnavailable
 from delta_sink.ports import Created, Exists, ObjectInfo, StoredObject
@@ -30,8 +31,7 @@ from delta_sink.testing.world import World
 Operation = Literal["put", "put_if_absent", "get", "get_range", "list", "delete"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Object:
+class _Object(Struct, frozen=True):
     data: bytes
     e_tag: str
     modified_ms: int

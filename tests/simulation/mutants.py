@@ -270,7 +270,7 @@ MUTANTS = [
                 "_start_commit",
                 START_COMMIT,
                 "owned = self._consumer.owned\n"
-                "    from dataclasses import replace\n"
+                "    from msgspec.structs import replace\n"
                 "    later = tuple(\n"
                 "        replace(c, offset_next=max(c.offset_next, owned[c.tp].position))\n"
                 "        if c.tp in owned else c\n"

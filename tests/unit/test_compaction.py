@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from hypothesis import given, settings
+from msgspec.structs import replace
 
 from delta_sink.audit import audit_log
 from delta_sink.delta.actions import Add, Metadata, Remove, Txn
@@ -216,19 +217,13 @@ def test_an_input_may_end_up_in_several_files(tmp_path):
 def test_a_remainder_is_left_where_more_can_join_it(tmp_path):
     table = sized(100, 30)
     state, [one] = planned(table, 40_000)
-    more = msgspec_free_replace(one, has_more=True)
+    more = replace(one, has_more=True)
     steps = rewritten(table, state, more, 50_000)
     assert sum(len(step.inputs) for step in steps) < 30
     assert all(sum(f.size_bytes for f in step.outputs) > 40_000 for step in steps)
     few = Bin(one.values, one.files[:2], has_more=True)
     [step] = rewritten(table, state, few, 40_000)  # a bin always gets somewhere
     assert len(step.inputs) == 2
-
-
-def msgspec_free_replace(one, **changes):
-    from dataclasses import replace
-
-    return replace(one, **changes)
 
 
 def test_statistics_are_those_of_the_rows(tmp_path):

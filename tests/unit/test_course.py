@@ -1,9 +1,9 @@
 """What a plan's bins share of the log: read once, and nothing of theirs is overlooked."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from delta_sink.delta.actions import Add, Remove
 from delta_sink.delta.checkpoint_write import write_checkpoint

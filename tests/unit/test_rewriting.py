@@ -16,12 +16,14 @@ AT_ONCE = 2
 STEP_BYTES = 1_000
 
 
-class Step(Rewritten):
+class Step(Rewritten, frozen=True):
     """A step of a bin, known by the bin's name."""
 
-    def __init__(self, name):
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "inputs", (SimpleNamespace(size_bytes=STEP_BYTES),))
+    name: str = ""
+
+    @classmethod
+    def of(cls, name):
+        return cls((SimpleNamespace(size_bytes=STEP_BYTES),), (), 0, 0, None, None, name)
 
 
 class Bench:
@@ -53,7 +55,7 @@ class Bench:
         monkeypatch.setattr(compacting, "_commit", commit)
         plan = SimpleNamespace(policy=SimpleNamespace(target_file_bytes=1))
         errand = SimpleNamespace(upkeep=upkeep, go_on=self._go_on)
-        pairs = [([Step(name) for name in steps], None) for steps in bins]
+        pairs = [([Step.of(name) for name in steps], None) for steps in bins]
         self._steps = compacting._rewrite_all(errand, plan, pairs, self.tally)
         self.is_over = False
         self.error = None
