@@ -151,13 +151,16 @@ class KafkaConsumer:
         """
         if self._watch is not None and (names := self._watch.names()) is not None:
             self._found(names)
-        if not self._owned and self._way_back.is_blocked(self._client):
+        if self._way_back.is_blocked(self._client):
             self._replace_client()
         if self._way_back.is_misled():
             self._telemetry.event("rejoined", "warning", reason=ANSWER_LOST)
             self._join_anew()  # what is ours is given up in the next polls
         timeout_s = 0.0 if self._unstarted else timeout_ms / 1000
-        records = self._taken(self._client.consume(records_max, timeout_s))
+        messages = self._client.consume(records_max, timeout_s)
+        if messages:
+            self._way_back.is_heard()
+        records = self._taken(messages)
         if records:
             self._told.discard(self._unreachable)
         if self._unstarted:
@@ -261,6 +264,8 @@ class KafkaConsumer:
     def _replace_client(self) -> None:
         """Join the group with a new client, the old one being cut off: see `kafka_way_back`."""
         self._log("replaced", "the client is cut off from the brokers: a new one joins the group")
+        if gone := self._forget(self._owned.copy()):
+            self._events.append(Revoked(tuple(sorted(gone)), lost=True))
         self._way_back.is_found()
         keep_for_ever(self._client)
         try:

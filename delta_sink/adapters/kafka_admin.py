@@ -88,7 +88,10 @@ class KafkaBroker:
             **{key: value for key, value in config.items() if key not in GROUP_KEYS},
             "error_cb": self._errors.append,
         }
-        self._client: Any = make_client(AdminClient, self._settings, telemetry)
+        self._client: Any = self._made()
+
+    def _made(self) -> AdminClient:
+        return make_client(AdminClient, self._settings, self._telemetry)
 
     def topics(self, names: Sequence[str], pattern: str | None) -> list[Topic]:
         """Return the topics of these names, or whose whole name matches, that exist; by name.
@@ -205,6 +208,7 @@ class KafkaBroker:
         for told in (error, *self._errors):
             if is_refusal(told):
                 return refusal(doing, told)
+        self._client = self._made()  # it may be cut off for good: see `kafka_way_back`
         return BrokerUnavailable(f"kafka: {doing}: no answer: {said(error)}")
 
 
@@ -286,7 +290,9 @@ class KafkaProducer:
         try:
             answer = self._client.list_topics(timeout=self._send_ms_max / 1000)
         except KafkaException as error:
-            raise self._unavailable(doing, error.args[0]) from error
+            unavailable = self._unavailable(doing, error.args[0])
+            self._client = self._made()  # it may be cut off for good: see `kafka_way_back`
+            raise unavailable from error
         found = answer.topics.get(topic)
         if found is None or (found.error is not None and found.error.code() in _NO_SUCH_TOPIC):
             raise FatalError(f"kafka: topic {topic!r} does not exist: create it, then start again")

@@ -8,9 +8,12 @@ from contextlib import closing
 import pytest
 from confluent_kafka import Consumer as Client
 from confluent_kafka import TopicPartition as Place
+from confluent_kafka.admin import AdminClient
 
 from delta_sink.adapters import kafka_way_back
+from delta_sink.adapters.kafka_admin import KafkaBroker
 from delta_sink.adapters.kafka_way_back import WayBack
+from delta_sink.errors import BrokerUnavailable
 from delta_sink.ports import Assigned, Revoked
 from tests.contract.consumer_contract import (
     T0,
@@ -108,6 +111,77 @@ def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
         records = consumer.poll(10, 500).records
     assert records[0].offsets[0] == 0
     world.close()
+
+
+def test_a_silent_member_that_is_cut_off_is_replaced(kafka, monkeypatch):
+    """In a KIP-848 group such a member is told nothing, and keeps what it has."""
+    monkeypatch.setattr(kafka_way_back, "SILENCE_S_MAX", 0.5)
+    monkeypatch.setattr(kafka_way_back, "ANSWER_S_MAX", 1.0)
+    kept: list[object] = []  # never freed, since to free a client is to close it
+    monkeypatch.setattr("delta_sink.adapters.kafka.keep_for_ever", kept.append)
+    world = RealKafka(kafka, **WAYS["kip848"])
+    world.produce(T0, numbered(0, 10))
+    consumer = world.consumer("cut-off")
+    joined(consumer, T0, T1)
+    whole = consumer._client
+    nowhere = {**consumer._settings, "bootstrap.servers": f"127.0.0.1:{free_port()}"}
+    consumer._client = cut_off = Client(nowhere)
+    consumer._subscribe()
+    whole.close()  # it calls back what a client that is cut off does not hear of
+    consumer._owned.update((T0, T1))
+    consumer._events.clear()
+    events = []
+    end_s = time.monotonic() + 30
+    while not any(isinstance(event, Assigned) for event in events):
+        assert time.monotonic() < end_s, events
+        events += [e for e in consumer.poll(10, 100).events if isinstance(e, Assigned | Revoked)]
+    assert events[0] == Revoked((T0, T1), lost=True)
+    assert [f for _, _, f in world.telemetry.events if f.get("category") == "replaced"]
+    assert kept == [cut_off]
+    assert sorted(tp for event in events[1:] for tp in event.partitions) == [T0, T1]
+    consumer.start({T0: 0, T1: 0})
+    records = []
+    while not records:
+        records = consumer.poll(10, 500).records
+    assert records[0].offsets[0] == 0
+    world.close()
+
+
+def test_a_silent_member_that_has_nothing_to_read_is_left_alone(kafka, monkeypatch):
+    monkeypatch.setattr(kafka_way_back, "SILENCE_S_MAX", 0.1)
+    world = RealKafka(kafka, **WAYS["kip848"])
+    consumer = world.consumer("silent")
+    joined(consumer, T0, T1)
+    consumer.start({T0: 0, T1: 0})
+    asked = []
+    answers = WayBack._answers
+
+    def counted(self, client, s_max):
+        asked.append(answers(self, client, s_max))
+        return asked[-1]
+
+    monkeypatch.setattr(WayBack, "_answers", counted)
+    for _ in range(40):
+        polled = consumer.poll(10, 100)
+        assert not polled.events
+        assert not polled.records
+    assert len(asked) > 10
+    assert all(asked)
+    world.produce(T0, numbered(0, 10))
+    records = []
+    while not records:
+        records = consumer.poll(10, 500).records
+    assert records[0].offsets[0] == 0
+    assert not [f for _, _, f in world.telemetry.events if f.get("category") == "replaced"]
+    world.close()
+
+
+def test_questions_are_asked_through_a_new_client_after_one_without_an_answer(kafka):
+    broker = KafkaBroker({"bootstrap.servers": kafka.bootstrap_servers}, False, answer_ms_max=3_000)
+    broker._client = AdminClient({"bootstrap.servers": f"127.0.0.1:{free_port()}", "log_level": 0})
+    with pytest.raises(BrokerUnavailable):
+        broker.topics([], ".*")
+    assert broker.topics(["nothing-of-this-name"], None) == []
 
 
 def test_a_client_is_left_alone_while_it_or_nobody_reaches_the_brokers(kafka, monkeypatch):
