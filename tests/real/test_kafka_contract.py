@@ -98,7 +98,11 @@ def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
     whole = consumer._client
     consumer._on_lost(whole, [Place(tp.topic, tp.partition) for tp in (T0, T1)])
     assert [event.lost for event in consumer.poll(1, 0).events] == [True]
-    nowhere = {**consumer._settings, "bootstrap.servers": f"127.0.0.1:{free_port()}"}
+    nowhere = {
+        **consumer._settings,
+        "bootstrap.servers": f"127.0.0.1:{free_port()}",
+        "log_level": "0",
+    }
     consumer._client = cut_off = Client(nowhere)
     consumer._subscribe()
     whole.close()
@@ -124,7 +128,11 @@ def test_a_silent_member_that_is_cut_off_is_replaced(kafka, monkeypatch):
     consumer = world.consumer("cut-off")
     joined(consumer, T0, T1)
     whole = consumer._client
-    nowhere = {**consumer._settings, "bootstrap.servers": f"127.0.0.1:{free_port()}"}
+    nowhere = {
+        **consumer._settings,
+        "bootstrap.servers": f"127.0.0.1:{free_port()}",
+        "log_level": "0",
+    }
     consumer._client = cut_off = Client(nowhere)
     consumer._subscribe()
     whole.close()  # it calls back what a client that is cut off does not hear of
