@@ -26,8 +26,8 @@ test: $(STAMP) ## Run all tests that fit in a quarter of an hour
 	@$(BIN)/python -m tests.services install
 	$(BIN)/python -m pytest -n 3 --max-worker-restart 0 --dist loadgroup -m "not long"
 
-test-fast: $(STAMP) ## Run the tests that need no processes and no servers
-	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 -m "not long and not process"
+test-fast: $(STAMP) ## Run the unit tests that need no processes and no servers, in a minute
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 -m "not long and not process" tests/unit tests/test_tidy.py
 
 test-long: $(STAMP) ## Run every test, the long ones too
 	@$(BIN)/python -m tests.services install
