@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from delta_sink.adapters.allocator import give_memory_back
-from delta_sink.adapters.process import prepare_process
 from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.adapters.system import ThreadJobs
 from delta_sink.auditing import audit_again
 from delta_sink.cli_options import EXIT_WRONG, configured, print_json
 from delta_sink.cli_worker import (
     JOB_THREADS,
+    begin,
     register,
     stop_by_secret,
     stop_by_signal,
@@ -32,12 +31,10 @@ from delta_sink.scheduler import schedule
 from delta_sink.server import Station
 from delta_sink.wiring import (
     Parts,
-    load_settings,
     make_attendance,
     make_control_client,
     make_dead_letters,
     make_leases,
-    make_parts,
     memory_bytes_max,
 )
 
@@ -77,11 +74,7 @@ def _run(
     as_json: bool,
     once: tuple[Arguments, ...],
 ) -> None:
-    files = SecretFiles()
-    settings = load_settings(config, sets, files)
-    give_memory_back()
-    parts = make_parts(settings)
-    parts.telemetry.capture_libraries()
+    parts, files = begin(config, sets)
     with supervised(parts):
         ended = _maintain(parts, role, once, files)
     is_well = all(each.state == "succeeded" for each in ended) and len(ended) == len(once)
@@ -98,7 +91,6 @@ def _run(
 def _maintain(
     parts: Parts, role: MaintenanceRole, once: tuple[Arguments, ...], files: SecretFiles
 ) -> list[Ended]:
-    prepare_process()
     if once:
         return _once(parts, role, once)
     with Station(parts, role) as station:

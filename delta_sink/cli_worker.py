@@ -9,13 +9,29 @@ from types import FrameType
 
 import click
 
+from delta_sink.adapters.allocator import give_memory_back
+from delta_sink.adapters.process import prepare_process
 from delta_sink.adapters.secret_files import SecretFiles, SecretWatch
 from delta_sink.cli_options import EXIT_FATAL, last_words
 from delta_sink.errors import ConfigError, DeltaSinkError, RetriableError
 from delta_sink.lease import register_sink
-from delta_sink.wiring import Parts, make_leases
+from delta_sink.wiring import Parts, load_settings, make_leases, make_parts
 
 JOB_THREADS = 8
+
+
+def begin(config: tuple[str, ...], sets: tuple[str, ...]) -> tuple[Parts, SecretFiles]:
+    """Return the parts of a worker, and the files of secrets that its configuration refers to.
+
+    From now on the process is fit for many records, and tells its log what libraries say.
+    """
+    files = SecretFiles()
+    settings = load_settings(config, sets, files)
+    give_memory_back()
+    prepare_process()
+    parts = make_parts(settings)
+    parts.telemetry.capture_libraries()
+    return parts, files
 
 
 @contextmanager

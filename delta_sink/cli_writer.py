@@ -5,10 +5,8 @@ from __future__ import annotations
 import click
 from msgspec.structs import replace
 
-from delta_sink.adapters.allocator import give_memory_back
 from delta_sink.adapters.kafka import KafkaConsumer
 from delta_sink.adapters.kafka_columns import ConsumerColumns
-from delta_sink.adapters.process import prepare_process
 from delta_sink.adapters.secret_files import SecretFiles
 from delta_sink.adapters.system import ThreadJobs
 from delta_sink.adapters.traced import TracedJobs
@@ -16,6 +14,7 @@ from delta_sink.asking import Asking
 from delta_sink.cli_options import configured, print_json
 from delta_sink.cli_worker import (
     JOB_THREADS,
+    begin,
     register,
     stop_by_secret,
     stop_by_signal,
@@ -28,12 +27,10 @@ from delta_sink.rules import memory_problems
 from delta_sink.server import Station
 from delta_sink.wiring import (
     Parts,
-    load_settings,
     make_attendance,
     make_control_client,
     make_dead_letters,
     make_leases,
-    make_parts,
     make_source,
     memory_bytes_max,
     probe_store,
@@ -48,13 +45,9 @@ def run_writer(
     config: tuple[str, ...], sets: tuple[str, ...], as_json: bool, until_end: bool
 ) -> None:
     """Write the topics of one sink into its table."""
-    # A bounded run ends by itself; what it leaves with says that the end was reached.
-    files = SecretFiles()
-    settings = load_settings(config, sets, files)
-    give_memory_back()
-    parts = make_parts(settings)
-    parts.telemetry.capture_libraries()
+    parts, files = begin(config, sets)
     with supervised(parts):
+        # A bounded run ends by itself; what it leaves with says that the end was reached.
         _write(parts, SecretFiles() if until_end else files, until_end=until_end)
     if as_json:
         print_json({"ok": True})
@@ -62,7 +55,6 @@ def run_writer(
 
 def _write(parts: Parts, files: SecretFiles, *, until_end: bool) -> None:
     """Run a writer until it has stopped."""
-    prepare_process()
     with Station(parts, "writer") as station:
         register(parts)
         probe_store(parts)

@@ -11,6 +11,7 @@ are.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -172,7 +173,8 @@ def _part_json(part: Part) -> dict[str, object]:
     return asdict(part)
 
 
-class Rules(Struct, frozen=True):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rules:
     """What a worker takes commands by: its table, its keys, its floor.
 
     `signing_keys` are the keys by id; with any, a command must be signed by one of them.
@@ -180,11 +182,7 @@ class Rules(Struct, frozen=True):
 
     table_uri: str
     retention_hours_min: int = 168
-    signing_keys: Mapping[str, bytes] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        """Without the keys."""
-        return f"Rules({self.table_uri!r}, {self.retention_hours_min!r})"
+    signing_keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def parse_command(value: bytes | None, rules: Rules, *, now_ms: int) -> Command | None:

@@ -13,9 +13,8 @@ import hmac
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn
-
-from msgspec import Struct
 
 from delta_sink.errors import DataError
 from delta_sink.forms import normal_table_uri
@@ -163,15 +162,12 @@ def iso_time(at_ms: int) -> str:
 # --- signatures ----------------------------------------------------------------------------------
 
 
-class Signer(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Signer:
     """A key to sign with, and the id by which workers know it."""
 
     key_id: str
-    key: bytes
-
-    def __repr__(self) -> str:
-        """Without the key."""
-        return f"Signer({self.key_id!r})"
+    key: bytes = field(repr=False)
 
 
 def signature_of(message: Mapping[str, object], key: bytes) -> str:

@@ -46,14 +46,17 @@ class TopicWatch:
             wanted: picks from the names of all topics those to report.
         """
         self._wanted = wanted
-        settings = {"client.id": "delta-sink", **config}
+        self._settings = {"client.id": "delta-sink", **config}
         for key in GROUP_KEYS:
-            settings.pop(key, None)
-        self._client: AdminClient = make_client(AdminClient, settings, None)
+            self._settings.pop(key, None)
+        self._client = self._made()
         self._names: list[str] | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-topics", daemon=True)
         self._thread.start()
+
+    def _made(self) -> AdminClient:
+        return make_client(AdminClient, self._settings, None)
 
     def names(self) -> list[str] | None:
         """Return the wanted topics that exist by the last answer; None before the first."""
@@ -70,7 +73,10 @@ class TopicWatch:
             try:
                 answer = self._client.list_topics(timeout=_ANSWER_MS_MAX / 1000)
             except KafkaException:
-                continue  # the consumer itself says when no broker answers
+                # The consumer itself says when no broker answers. The client may be cut off for
+                # good: see `kafka_way_back`.
+                self._client = self._made()
+                continue
             finally:
                 self._client.poll(0)  # librdkafka's log lines, which would pile up
             known = {name for name, topic in answer.topics.items() if topic.error is None}

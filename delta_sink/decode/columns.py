@@ -30,7 +30,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
-from msgspec.structs import replace
 
 from delta_sink.decode.rows import TIMESTAMP_MAX_US, TIMESTAMP_MIN_US, DecodeSpec
 from delta_sink.decode.scalars import (
@@ -64,10 +63,6 @@ class Mode(Struct, frozen=True):
     others: bool = False
     numbers: pa.DataType | None = None
     texts: bool = False
-
-    def with_(self, **changes: object) -> Mode:
-        """Return this mode with some of its attributes changed."""
-        return replace(self, **changes)
 
 
 WHOLE = pa.decimal256(38, 18)

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as pj
 from msgspec import Struct
+from msgspec.structs import replace
 
 from delta_sink.decode import Decoded
 from delta_sink.decode.columns import WHOLE, Indexes, Mode, convert, holds, is_readable, read_as
@@ -278,22 +279,22 @@ class ArrowFastPath:
     def _next_mode(self, message: str) -> Mode:
         """Return the mode for the next try. A message that is not known changes nothing."""
         if "unexpected field" in message and self._spec.unknown_fields == "ignore":
-            return self._mode.with_(others=True)
+            return replace(self._mode, others=True)
         if "Failed to convert JSON to int" in message or "JSON to decimal" in message:
-            return self._mode.with_(numbers=WHOLE)
+            return replace(self._mode, numbers=WHOLE)
         if "Failed to convert JSON to timestamp" in message:
-            return self._mode.with_(texts=True)
+            return replace(self._mode, texts=True)
         return self._mode
 
     def _read_mode(self, joined: bytes) -> pa.Table:
         if self._mode.numbers is None:
             return self._read(joined, self._mode, self._fields)
         # As doubles first: pyarrow takes strings for decimals, and a string is no integer.
-        rows = self._read(joined, self._mode.with_(numbers=pa.float64()), self._fields)
+        rows = self._read(joined, replace(self._mode, numbers=pa.float64()), self._fields)
         whole = [f for f in self._fields if holds(f.type, self._whole_kinds())]
         if not whole:
             return rows
-        exact = self._read(joined, self._mode.with_(numbers=WHOLE, others=True), whole)
+        exact = self._read(joined, replace(self._mode, numbers=WHOLE, others=True), whole)
         for field in whole:
             rows = rows.set_column(
                 rows.schema.get_field_index(field.name), field.name, exact[field.name]

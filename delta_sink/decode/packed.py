@@ -85,7 +85,7 @@ class PackedValues(Sequence[bytes | None]):
         Parts that were put together are not moved for it.
         """
         if self._addresses is None:
-            # For all parts at once: a chunk has a hundred of them.
+            # For all parts at once: a chunk of small records has a hundred of them.
             parts = list(self._unmoved())
             counts = np.fromiter(map(len, parts), np.int64, len(parts))
             bases = np.array([_address(part.joined) for part in parts], np.int64)

@@ -37,6 +37,17 @@ def test_pandas_stays_out_of_a_prepared_process(prepared, imported):
     assert done.stdout.split() == [imported]
 
 
+def test_a_writer_loads_no_other_command():
+    others = {f"delta_sink.{name}" for name in ("maintenance", "audit", "seek", "overview", "demo")}
+    script = (
+        f"import sys, delta_sink.cli, delta_sink.cli_writer; print(*{others} & {{*sys.modules}})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == []
+
+
 def test_commands_load_large_libraries_only_where_they_need_them():
     """librdkafka is 5 MiB and deltalake 60: a compactor that runs `--once` needs neither."""
     script = "import sys, delta_sink.cli_maintenance; print(*{'confluent_kafka', 'deltalake'} & {*sys.modules})"

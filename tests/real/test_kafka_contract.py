@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from delta_sink.adapters import kafka_way_back
 from delta_sink.adapters.kafka_admin import KafkaBroker
+from delta_sink.adapters.kafka_topics import TopicWatch
 from delta_sink.adapters.kafka_way_back import WayBack
 from delta_sink.errors import BrokerUnavailable
 from delta_sink.ports import Assigned, Revoked
@@ -81,6 +82,19 @@ def test_records_come_soon_after_a_start(kafka, way):
     assert min(took_s) < 0.5, took_s
 
 
+def _assert_reads(consumer):
+    records = []
+    while not records:
+        records = consumer.poll(10, 500).records
+    assert records[0].offsets[0] == 0
+
+
+def _nowhere(consumer):
+    """Return a client like that of `consumer`, but for the address: nobody is there."""
+    servers = f"127.0.0.1:{free_port()}"
+    return Client({**consumer._settings, "bootstrap.servers": servers, "log_level": "0"})
+
+
 def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
     """Cut off here is a client that knows one address, at which nobody is.
 
@@ -98,22 +112,14 @@ def test_a_client_that_is_cut_off_is_replaced(kafka, monkeypatch):
     whole = consumer._client
     consumer._on_lost(whole, [Place(tp.topic, tp.partition) for tp in (T0, T1)])
     assert [event.lost for event in consumer.poll(1, 0).events] == [True]
-    nowhere = {
-        **consumer._settings,
-        "bootstrap.servers": f"127.0.0.1:{free_port()}",
-        "log_level": "0",
-    }
-    consumer._client = cut_off = Client(nowhere)
+    consumer._client = cut_off = _nowhere(consumer)
     consumer._subscribe()
     whole.close()
     joined(consumer, T0, T1)
     assert [f for _, _, f in world.telemetry.events if f.get("category") == "replaced"]
     assert kept == [cut_off]
     consumer.start({T0: 0, T1: 0})
-    records = []
-    while not records:
-        records = consumer.poll(10, 500).records
-    assert records[0].offsets[0] == 0
+    _assert_reads(consumer)
     world.close()
 
 
@@ -128,12 +134,7 @@ def test_a_silent_member_that_is_cut_off_is_replaced(kafka, monkeypatch):
     consumer = world.consumer("cut-off")
     joined(consumer, T0, T1)
     whole = consumer._client
-    nowhere = {
-        **consumer._settings,
-        "bootstrap.servers": f"127.0.0.1:{free_port()}",
-        "log_level": "0",
-    }
-    consumer._client = cut_off = Client(nowhere)
+    consumer._client = cut_off = _nowhere(consumer)
     consumer._subscribe()
     whole.close()  # it calls back what a client that is cut off does not hear of
     consumer._owned.update((T0, T1))
@@ -148,10 +149,7 @@ def test_a_silent_member_that_is_cut_off_is_replaced(kafka, monkeypatch):
     assert kept == [cut_off]
     assert sorted(tp for event in events[1:] for tp in event.partitions) == [T0, T1]
     consumer.start({T0: 0, T1: 0})
-    records = []
-    while not records:
-        records = consumer.poll(10, 500).records
-    assert records[0].offsets[0] == 0
+    _assert_reads(consumer)
     world.close()
 
 
@@ -176,10 +174,7 @@ def test_a_silent_member_that_has_nothing_to_read_is_left_alone(kafka, monkeypat
     assert len(asked) > 10
     assert all(asked)
     world.produce(T0, numbered(0, 10))
-    records = []
-    while not records:
-        records = consumer.poll(10, 500).records
-    assert records[0].offsets[0] == 0
+    _assert_reads(consumer)
     assert not [f for _, _, f in world.telemetry.events if f.get("category") == "replaced"]
     world.close()
 
@@ -190,6 +185,18 @@ def test_questions_are_asked_through_a_new_client_after_one_without_an_answer(ka
     with pytest.raises(BrokerUnavailable):
         broker.topics([], ".*")
     assert broker.topics(["nothing-of-this-name"], None) == []
+
+
+def test_a_watch_asks_through_a_new_client_after_one_without_an_answer(kafka, monkeypatch):
+    nowhere = AdminClient({"bootstrap.servers": f"127.0.0.1:{free_port()}", "log_level": 0})
+    made = TopicWatch._made
+    clients = [nowhere]
+    monkeypatch.setattr(TopicWatch, "_made", lambda self: clients.pop() if clients else made(self))
+    with closing(TopicWatch({"bootstrap.servers": kafka.bootstrap_servers}, sorted)) as watch:
+        end_s = time.monotonic() + 20
+        while watch.names() is None:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
 
 
 def test_a_client_is_left_alone_while_it_or_nobody_reaches_the_brokers(kafka, monkeypatch):
