@@ -418,6 +418,28 @@ class KafkaContract:
         poll_until(consumer, lambda s: s.assigned() == {one, two}, seen=seen)
         consumer.close()
 
+    def test_topics_that_arrive_together_stay_apart(self, kafka):
+        """Partitions of several topics have the same number."""
+        tps = [TopicPartition(name, 0) for name in ("left", "right")]
+        for tp in tps:
+            kafka.create_topic(tp.topic, 1)
+            kafka.produce(tp, [Sent(b"%s %d" % (tp.topic.encode(), n)) for n in range(300)])
+        consumer = kafka.consumer("of-two", topics=["left", "right"])
+        joined(consumer, *tps)
+        consumer.start(dict.fromkeys(tps, 0))
+        values = {tp: [] for tp in tps}
+        together = 0
+        for _ in range(900):  # a fake may read one record at a time
+            if all(len(found) == 300 for found in values.values()):
+                break
+            polled = consumer.poll(600, 1_000).records
+            together += len({records.tp for records in polled}) == 2
+            for records in polled:
+                values[records.tp] += records.values
+        assert values == {tp: [b"%s %d" % (tp.topic.encode(), n) for n in range(300)] for tp in tps}
+        assert together, "no poll had records of both"
+        consumer.close()
+
     def test_committed_offsets_are_seen_by_others(self, kafka, consumer):
         broker = kafka.broker()
         assert broker.group_offsets("g", [T0, T1]) == {}
