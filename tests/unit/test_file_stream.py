@@ -79,7 +79,7 @@ def test_the_program_gives_arrow_the_allocator_that_keeps_little():
 
 
 def test_the_program_loads_no_client_of_arrow_for_object_stores():
-    look = "import sys, delta_sink.cli_writer; print(sys.modules['pyarrow.fs'], sys.modules['pyarrow._s3fs'])"
+    look = "import sys, delta_sink.cli, delta_sink.cli_writer; print(sys.modules['pyarrow.fs'], sys.modules['pyarrow._s3fs'])"
     done = subprocess.run(
         [sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True
     )
